@@ -1,0 +1,57 @@
+"""Forward-only data valuation for Dagster: value scores, a filtered dataset, a gate.
+
+The public names, loaded when first used: importing the package loads neither torch nor Dagster.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forvalue_dagster.data.read import read_rows as read_rows
+    from forvalue_dagster.data.recipes import corrupt_responses as corrupt_responses
+    from forvalue_dagster.data.rows import Columns as Columns
+    from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
+    from forvalue_dagster.engine.functions import value_dataset as value_dataset
+    from forvalue_dagster.engine.selection import Selection as Selection
+    from forvalue_dagster.engine.selection import select_rows as select_rows
+    from forvalue_dagster.models.config import ModelConfig as ModelConfig
+    from forvalue_dagster.orchestration.definitions import (
+        valuation_definitions as valuation_definitions,
+    )
+    from forvalue_dagster.orchestration.resources import GatePolicy as GatePolicy
+    from forvalue_dagster.orchestration.resources import RowSource as RowSource
+    from forvalue_dagster.orchestration.resources import SelectionPolicy as SelectionPolicy
+    from forvalue_dagster.orchestration.resources import Storage as Storage
+    from forvalue_dagster.orchestration.resources import Valuation as Valuation
+
+_HOMES = {
+    "Columns": "data.rows",
+    "GatePolicy": "orchestration.resources",
+    "ModelConfig": "models.config",
+    "RowSource": "orchestration.resources",
+    "Selection": "engine.selection",
+    "SelectionPolicy": "orchestration.resources",
+    "Storage": "orchestration.resources",
+    "Valuation": "orchestration.resources",
+    "corrupt_responses": "data.recipes",
+    "pairwise_values": "engine.functions",
+    "read_rows": "data.read",
+    "select_rows": "engine.selection",
+    "valuation_definitions": "orchestration.definitions",
+    "value_dataset": "engine.functions",
+}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""From files to token batches: readers, canonical rows, chat templates, response masks, recipes."""

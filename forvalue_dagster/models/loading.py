@@ -1,0 +1,155 @@
+"""Load a causal language model so that its last hidden states and unembedding can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+from forvalue_dagster.models.embedded import embedded_model_directory
+from forvalue_dagster.valuation.unembedding import (
+    Unembedding,
+    output_head,
+    unembedding_of,
+    verify_unembedding,
+)
+
+LONGEST_DEFAULT_WINDOW = 4096
+
+
+class ModelLoadError(RuntimeError):
+    """A model, tokenizer or adapter cannot be loaded; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for the pass: in evaluation mode, its unembedding verified.
+
+    Attributes:
+        model: a transformers causal language model, adapters merged.
+        tokenizer: its tokenizer.
+        unembedding: W, b and f, verified against the model's own logits.
+        max_length: the window, in tokens.
+        chat_template: what the configuration asked for.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    unembedding: Unembedding
+    max_length: int
+    chat_template: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the unembedding lies, and the pass with it."""
+        return self.unembedding.weight.device
+
+
+@lru_cache(maxsize=1)
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load a model; the last one stays in memory, so that steps of one process share it.
+
+    Raises:
+        ModelLoadError: if something is missing.
+        UnknownUnembeddingError: if its logits are not a known function of the last hidden state.
+    """
+    path = str(embedded_model_directory()) if config.name == EMBEDDED else config.name
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "local_files_only": config.local_files_only or config.name == EMBEDDED,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    device = _device(config.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=_dtype(config.dtype, device), **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelLoadError(
+            f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
+            "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
+        ) from error
+    if config.adapter is not None:
+        model = _merge_adapter(model, config)
+    return prepare_model(model.to(device), tokenizer, config.max_length, config.chat_template)
+
+
+def prepare_model(
+    model: nn.Module,
+    tokenizer: Any,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+) -> LoadedModel:
+    """Make a model that is in memory ready for the pass, and verify its unembedding.
+
+    Args:
+        model: a transformers causal language model, on its device.
+        tokenizer: its tokenizer.
+        max_length: window in tokens; by default the model's own, at most 4,096.
+        chat_template: a Jinja template, or "plain"; by default the tokenizer's.
+    """
+    model.eval().requires_grad_(False)
+    unembedding = unembedding_of(model)
+    size = min(unembedding.vocabulary_size, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    probe = torch.arange(size, device=unembedding.weight.device)[None, -8:]
+    verify_unembedding(
+        model, unembedding, {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
+    )
+    own = getattr(model.config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW
+    if max_length is not None and max_length > own:
+        raise ModelLoadError(
+            f"max_length is {max_length}, but the model's window is {own} tokens; lower it."
+        )
+    window = max_length or min(own, LONGEST_DEFAULT_WINDOW)
+    return LoadedModel(model, tokenizer, unembedding, window, chat_template)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _merge_adapter(model: nn.Module, config: ModelConfig) -> nn.Module:
+    """Put a PEFT adapter on the model and merge it, so that the head is a plain layer again."""
+    from peft import PeftConfig, PeftModel
+
+    adapter = str(config.adapter)
+    try:
+        kind = PeftConfig.from_pretrained(adapter, local_files_only=config.local_files_only)
+        if kind.is_prompt_learning:
+            raise ValueError(f"{kind.peft_type} prepends virtual tokens, which cannot be merged")
+        # Merging into a head that shares the input embedding's weight would change the input too.
+        _untie_head(model)
+        adapted = PeftModel.from_pretrained(
+            model, adapter, local_files_only=config.local_files_only
+        )
+        merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError) as error:
+        exists = "exists" if Path(adapter).exists() else "is no local directory"
+        raise ModelLoadError(
+            f"Adapter {adapter!r} ({exists}) cannot be put on {config.name!r}: {error}. Expected "
+            "a PEFT adapter with adapter_config.json and safetensors weights."
+        ) from error
+    return merged
+
+
+def _untie_head(model: nn.Module) -> None:
+    head = output_head(model)
+    if head.weight is model.get_input_embeddings().weight:  # type: ignore[operator]
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""The Dagster side: resources, assets, checks, jobs and sensors, and what assembles them."""

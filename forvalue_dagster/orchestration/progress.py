@@ -1,0 +1,29 @@
+"""Progress of a pass in the Dagster log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def log_progress(log: logging.Logger, rows: int) -> Callable[[int, int], None]:
+    """Return a callback that logs rows, speed and time left, not more than every ten seconds."""
+    started = last = time.monotonic()
+
+    def report(done: int, tokens: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and done < rows:
+            return
+        last = now
+        elapsed = max(now - started, 1e-9)
+        left = elapsed / max(done, 1) * (rows - done)
+        log.info(
+            f"{done:,} of {rows:,} rows, {tokens / elapsed:,.0f} response tokens/s, "
+            f"about {left:,.0f} s left"
+        )
+
+    return report

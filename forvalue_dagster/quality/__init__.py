@@ -1,0 +1,1 @@
+"""Whether data may pass: expectations on rows, verdicts on shards."""

@@ -1,0 +1,1 @@
+"""Where tables and tensors lie: atomic I/O managers over a local folder or object storage."""

@@ -1,0 +1,40 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from upath import UPath
+
+
+@contextmanager
+def atomic_write(path: UPath) -> Iterator[IO[bytes]]:
+    """Open a binary stream whose content appears at `path` when the block ends, or not at all.
+
+    Locally the content goes to a hidden sibling that then takes the name, replacing what had it.
+    Object stores show an object only when its upload is complete, so they are written directly;
+    if the block raises, the upload is discarded.
+
+    Args:
+        path: the file; its folder is made if need be.
+    """
+    if path.protocol not in ("", "file", "local"):
+        with path.fs.transaction, path.fs.open(path.path, "wb") as stream:
+            yield stream
+        return
+    target = Path(path.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with scratch.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,14 @@
+"""Names of the forward statistics; apart, so that definitions may use them without torch."""
+
+# Column name → what it is. Nats where a unit is due.
+FORWARD_STATISTICS: dict[str, str] = {
+    "nll": "mean negative log-likelihood of the response tokens, nats",
+    "nll_median": "median of the same",
+    "nll_p90": "90th percentile of the same",
+    "nll_std": "standard deviation of the same (population)",
+    "nll_first_quarter": "mean over the first quarter of the response",
+    "entropy": "mean entropy of the predictions, nats",
+    "surprise": "mean of (negative log-likelihood − entropy), nats",
+    "log_rank": "mean of log(1 + rank of the label)",
+    "outside_top5": "share of labels outside the five most likely tokens",
+}

@@ -1,0 +1,67 @@
+"""Every training row against every validation row, exactly.
+
+    value(i, v) = ⟨G_i, G_v⟩_F        (For-Value, arXiv 2508.10180, Theorem 1)
+
+The gradients are laid out for one narrow vocabulary block at a time, so that the pairs of that
+block are one matrix product; no row's V×D gradient is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from forvalue_dagster.valuation.prediction_error import (
+    VOCABULARY_BLOCK,
+    PredictionErrors,
+    ResponsePositions,
+)
+from forvalue_dagster.valuation.unembedding import Unembedding
+
+# Both sides' gradient blocks together.
+GRADIENT_BYTES = 192 * 2**20
+
+
+@torch.inference_mode()
+def pairwise_values(
+    unembedding: Unembedding,
+    training: ResponsePositions,
+    validation: ResponsePositions,
+    whitening: Tensor | None = None,
+) -> Tensor:
+    """Return ⟨G_i L, G_v L⟩ for all pairs [N, M], float64 on the CPU.
+
+    Args:
+        unembedding: the model's.
+        training: response positions of N rows.
+        validation: response positions of M rows.
+        whitening: L of the preconditioner [D, D], in the dtype of the hidden states, or None.
+    """
+    rows = len(training.lengths) + len(validation.lengths)
+    row_bytes = unembedding.width * training.hidden.element_size()
+    block = min(max(GRADIENT_BYTES // (rows * row_bytes), 16), VOCABULARY_BLOCK)
+    pairs = torch.zeros(len(training.lengths), len(validation.lengths), dtype=torch.float64)
+    sides = (
+        _gradient_blocks(unembedding, positions, whitening, block)
+        for positions in (training, validation)
+    )
+    for training_block, validation_block in zip(*sides, strict=True):
+        pairs += (training_block @ validation_block.T).to("cpu", torch.float64)
+    return pairs
+
+
+def _gradient_blocks(
+    unembedding: Unembedding, positions: ResponsePositions, whitening: Tensor | None, block: int
+) -> Iterator[Tensor]:
+    """Yield the rows' gradients of one vocabulary block after another [rows, block × D]."""
+    errors = PredictionErrors(unembedding, positions, block=block)
+    hidden = positions.hidden if whitening is None else positions.hidden @ whitening
+    slices = positions.row_slices()
+    for vocabulary, error in errors.blocks():
+        width = vocabulary.stop - vocabulary.start
+        gradients = hidden.new_empty(len(slices), width, hidden.shape[1])
+        for gradient, row in zip(gradients, slices, strict=True):
+            torch.mm(error[row].T, hidden[row], out=gradient)
+        yield gradients.flatten(start_dim=1)

@@ -1,0 +1,277 @@
+"""The unembedding: from the last hidden state to the model's logits, exactly.
+
+Symbols used throughout `valuation/`: B rows in a batch, T positions, P response positions of a
+batch, V the head's vocabulary, D the width of the head's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class UnknownUnembeddingError(ValueError):
+    """The model's logits are not a known function of its unembedding; scoring it would be wrong."""
+
+
+class PostHeadTransform(Protocol):
+    """What a model does to `W h + b` before the softmax: an elementwise f with its derivative."""
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return the final logits z = f(raw)."""
+        ...
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Return f′ where f equals `logits`; None where f is the identity."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """f(x) = x, as in most families."""
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return `raw` itself."""
+        return raw
+
+    def slope(self, logits: Tensor) -> None:
+        """Return None: f′ = 1."""
+        return None
+
+
+@dataclass(frozen=True)
+class SoftCap:
+    """f(x) = c·tanh(x / c), as in Gemma 2."""
+
+    cap: float
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return c·tanh(raw / c)."""
+        return torch.tanh(raw / self.cap) * self.cap
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """Return f′ = 1 − (z / c)²."""
+        return 1 - (logits / self.cap).square()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """f(x) = s·x, as in Cohere (`logit_scale`) or Granite (1 / `logits_scaling`)."""
+
+    factor: float
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return s·raw."""
+        return raw * self.factor
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """Return f′ = s."""
+        return torch.full_like(logits, self.factor)
+
+
+# The names that transformers' configurations use for a transform after the head. A new family
+# is one line here (or one class above); `verify_unembedding` tells whether the line is right.
+POST_HEAD_SETTINGS: Mapping[str, Callable[[float], PostHeadTransform]] = {
+    "final_logit_softcapping": SoftCap,  # Gemma 2 and later
+    "logits_soft_cap": SoftCap,  # RecurrentGemma
+    "logit_scale": Scale,  # Cohere
+    "logits_scaling": lambda divisor: Scale(1 / divisor),  # Granite
+    "lm_head_multiplier": Scale,  # Falcon-H1
+}
+
+
+def post_head_transform(config: object) -> PostHeadTransform:
+    """Read the post-head transform off a model's (text) configuration.
+
+    Raises:
+        UnknownUnembeddingError: if the configuration names more than one, since their order
+            cannot be known.
+    """
+    found = {
+        name: make(float(value))
+        for name, make in POST_HEAD_SETTINGS.items()
+        if isinstance(value := getattr(config, name, None), int | float)
+    }
+    if len(found) > 1:
+        raise UnknownUnembeddingError(
+            f"The configuration sets {' and '.join(found)}; expected at most one transform after "
+            "the head. Extend POST_HEAD_SETTINGS for this family."
+        )
+    return next(iter(found.values()), Identity())
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """z = f(W h + b).
+
+    Attributes:
+        weight: W [V, D], in the model's dtype and on its device.
+        bias: b [V], or None.
+        transform: f with its derivative.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    transform: PostHeadTransform = field(default_factory=Identity)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, the head's own (an embedding table may be larger)."""
+        return self.weight.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.weight.shape[1]
+
+    def logits(self, hidden: Tensor, vocabulary: slice) -> Tensor:
+        """Return the final logits of one block of the vocabulary.
+
+        Args:
+            hidden: last hidden states [P, D], float32 or float64: the dtype of the result.
+            vocabulary: the block, a slice of [0, V).
+
+        Returns:
+            [P, width of the block].
+        """
+        weight = self.weight[vocabulary].to(hidden.dtype)
+        bias = None if self.bias is None else self.bias[vocabulary].to(hidden.dtype)
+        return self.transform.apply(nn.functional.linear(hidden, weight, bias))
+
+    def label_logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the final logit of one token for each position [P].
+
+        Args:
+            hidden: last hidden states [P, D].
+            labels: the tokens [P].
+        """
+        raw = torch.linalg.vecdot(self.weight[labels].to(hidden.dtype), hidden)
+        if self.bias is not None:
+            raw = raw + self.bias[labels].to(hidden.dtype)
+        return self.transform.apply(raw)
+
+
+def unembedding_of(model: nn.Module) -> Unembedding:
+    """Build the unembedding of a transformers model that predicts the next token.
+
+    Args:
+        model: a model with `get_output_embeddings()` and `config`; adapters merged.
+
+    Raises:
+        UnknownUnembeddingError: if the head is absent or is not a plain linear layer.
+    """
+    head = output_head(model)
+    get_text_config = getattr(model.config, "get_text_config", None)
+    config = get_text_config() if callable(get_text_config) else model.config
+    return Unembedding(
+        weight=head.weight.detach(),
+        bias=None if head.bias is None else head.bias.detach(),
+        transform=post_head_transform(config),
+    )
+
+
+def output_head(model: nn.Module) -> nn.Linear:
+    """Return the model's unembedding layer.
+
+    Raises:
+        UnknownUnembeddingError: if there is none, or it is not an `nn.Linear`.
+    """
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    # Exactly nn.Linear: a subclass (quantised, adapted) may compute something else.
+    if type(head) is not nn.Linear:
+        raise UnknownUnembeddingError(
+            f"{type(model).__name__}.get_output_embeddings() gave {type(head).__name__}; expected "
+            "a torch.nn.Linear. Merge adapters and leave the head unquantised."
+        )
+    return head
+
+
+@contextmanager
+def capture_last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the input of the unembedding during forward passes, and spare the head its work.
+
+    The head is handed one position instead of T, so no [B, T, V] logits are made. Yields a list
+    to which each forward pass appends its last hidden states [B, T, D], in the model's dtype.
+    """
+    captured: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured.append(args[0])
+        return (args[0][:, :1], *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(keep)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def verify_unembedding(
+    model: nn.Module, unembedding: Unembedding, inputs: Mapping[str, Tensor]
+) -> None:
+    """Check that `unembedding` reproduces the model's own logits, or refuse.
+
+    The model runs twice on one short row: as it is, and with the head's input amplified so that
+    the logits span ±60. There a soft cap, a clamp or any unknown transform shows, which the
+    small logits of a freshly made model would hide.
+
+    Args:
+        model: the model in evaluation mode.
+        unembedding: what is to be verified.
+        inputs: keyword arguments of one forward pass, one row.
+
+    Raises:
+        UnknownUnembeddingError: if any logit differs by more than rounding.
+    """
+    amplitude = 1.0
+    for attempt in ("as it is", "amplified"):
+        hidden, logits = _forward_with_amplified_head(model, inputs, amplitude)
+        hidden = hidden.to(_accumulation_dtype(hidden.dtype))
+        expected = unembedding.logits(hidden, slice(None))
+        if logits.shape != expected.shape:
+            raise UnknownUnembeddingError(
+                f"{type(model).__name__} returned logits {tuple(logits.shape)}; expected "
+                f"{tuple(expected.shape)} from its head of {unembedding.vocabulary_size} tokens."
+            )
+        scale = expected.abs().max().clamp(min=1.0)
+        # A logit is a sum of D products, each rounded in the model's dtype.
+        tolerance = 32 * torch.finfo(logits.dtype).eps * scale
+        difference = (logits.to(expected.dtype) - expected).abs().max()
+        if not difference <= tolerance:
+            raise UnknownUnembeddingError(
+                f"The logits of {type(model).__name__} ({attempt}) differ from f(W h + b) by "
+                f"{difference:.3g}; expected at most {tolerance:.3g} with f = "
+                f"{unembedding.transform}. Its transform after the head is not known: add it to "
+                "POST_HEAD_SETTINGS."
+            )
+        raw = nn.functional.linear(hidden, unembedding.weight.to(hidden.dtype))
+        amplitude = float(60.0 / raw.abs().max().clamp(min=1e-6))
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _forward_with_amplified_head(
+    model: nn.Module, inputs: Mapping[str, Tensor], amplitude: float
+) -> tuple[Tensor, Tensor]:
+    """Return (last hidden states × amplitude, the model's logits for them)."""
+    seen: list[Tensor] = []
+
+    def amplify(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0] * amplitude)
+        return (seen[-1], *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(amplify)
+    try:
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    return seen[-1], logits
