@@ -16,8 +16,7 @@ from forvalue_dagster.models.embedded import embedded_model_directory
 from forvalue_dagster.valuation.unembedding import (
     Unembedding,
     output_head,
-    unembedding_of,
-    verify_unembedding,
+    verified_unembedding,
 )
 
 LONGEST_DEFAULT_WINDOW = 4096
@@ -96,11 +95,10 @@ def prepare_model(
         chat_template: a Jinja template, or "plain"; by default the tokenizer's.
     """
     model.eval().requires_grad_(False)
-    unembedding = unembedding_of(model)
-    size = min(unembedding.vocabulary_size, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    probe = torch.arange(size, device=unembedding.weight.device)[None, -8:]
-    verify_unembedding(
-        model, unembedding, {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    probe = torch.arange(min(embeddings.num_embeddings, 8), device=embeddings.weight.device)[None]
+    unembedding = verified_unembedding(
+        model, {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
     )
     own = getattr(model.config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW
     if max_length is not None and max_length > own:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -74,8 +74,9 @@ class Scale:
         return torch.full_like(logits, self.factor)
 
 
-# The names that transformers' configurations use for a transform after the head. A new family
-# is one line here (or one class above); `verify_unembedding` tells whether the line is right.
+# The names that transformers' configurations use for a transform after the head. The same name
+# can mean another thing elsewhere (MiniCPM3 scales before the head), so these are candidates,
+# and the model's own logits decide. A new family is one line here, or one class above.
 POST_HEAD_SETTINGS: Mapping[str, Callable[[float], PostHeadTransform]] = {
     "final_logit_softcapping": SoftCap,  # Gemma 2 and later
     "logits_soft_cap": SoftCap,  # RecurrentGemma
@@ -85,24 +86,11 @@ POST_HEAD_SETTINGS: Mapping[str, Callable[[float], PostHeadTransform]] = {
 }
 
 
-def post_head_transform(config: object) -> PostHeadTransform:
-    """Read the post-head transform off a model's (text) configuration.
-
-    Raises:
-        UnknownUnembeddingError: if the configuration names more than one, since their order
-            cannot be known.
-    """
-    found = {
-        name: make(float(value))
-        for name, make in POST_HEAD_SETTINGS.items()
-        if isinstance(value := getattr(config, name, None), int | float)
-    }
-    if len(found) > 1:
-        raise UnknownUnembeddingError(
-            f"The configuration sets {' and '.join(found)}; expected at most one transform after "
-            "the head. Extend POST_HEAD_SETTINGS for this family."
-        )
-    return next(iter(found.values()), Identity())
+def candidate_transforms(config: object) -> list[PostHeadTransform]:
+    """Return the transforms that a model's (text) configuration may mean, the identity first."""
+    settings = ((make, getattr(config, name, None)) for name, make in POST_HEAD_SETTINGS.items())
+    named = [make(float(value)) for make, value in settings if isinstance(value, int | float)]
+    return [Identity(), *named]
 
 
 @dataclass(frozen=True)
@@ -156,25 +144,6 @@ class Unembedding:
         return self.transform.apply(raw)
 
 
-def unembedding_of(model: nn.Module) -> Unembedding:
-    """Build the unembedding of a transformers model that predicts the next token.
-
-    Args:
-        model: a model with `get_output_embeddings()` and `config`; adapters merged.
-
-    Raises:
-        UnknownUnembeddingError: if the head is absent or is not a plain linear layer.
-    """
-    head = output_head(model)
-    get_text_config = getattr(model.config, "get_text_config", None)
-    config = get_text_config() if callable(get_text_config) else model.config
-    return Unembedding(
-        weight=head.weight.detach(),
-        bias=None if head.bias is None else head.bias.detach(),
-        transform=post_head_transform(config),
-    )
-
-
 def output_head(model: nn.Module) -> nn.Linear:
     """Return the model's unembedding layer.
 
@@ -213,56 +182,64 @@ def capture_last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.inference_mode()
-def verify_unembedding(
-    model: nn.Module, unembedding: Unembedding, inputs: Mapping[str, Tensor]
-) -> None:
-    """Check that `unembedding` reproduces the model's own logits, or refuse.
+def verified_unembedding(model: nn.Module, inputs: Mapping[str, Tensor]) -> Unembedding:
+    """Return the unembedding that reproduces the model's own logits, or refuse.
 
     The model runs twice on one short row: as it is, and with the head's input amplified so that
     the logits span ±60. There a soft cap, a clamp or any unknown transform shows, which the
     small logits of a freshly made model would hide.
 
     Args:
-        model: the model in evaluation mode.
-        unembedding: what is to be verified.
+        model: a transformers model with `get_output_embeddings()` and `config`, in evaluation
+            mode, adapters merged.
         inputs: keyword arguments of one forward pass, one row.
 
     Raises:
-        UnknownUnembeddingError: if any logit differs by more than rounding.
+        UnknownUnembeddingError: if the head is no plain linear layer, or no candidate gives the
+            model's logits up to rounding.
     """
-    amplitude = 1.0
-    for attempt in ("as it is", "amplified"):
-        hidden, logits = _forward_with_amplified_head(model, inputs, amplitude)
-        hidden = hidden.to(_accumulation_dtype(hidden.dtype))
-        expected = unembedding.logits(hidden, slice(None))
-        if logits.shape != expected.shape:
-            raise UnknownUnembeddingError(
-                f"{type(model).__name__} returned logits {tuple(logits.shape)}; expected "
-                f"{tuple(expected.shape)} from its head of {unembedding.vocabulary_size} tokens."
-            )
-        scale = expected.abs().max().clamp(min=1.0)
-        # A logit is a sum of D products, each rounded in the model's dtype.
-        tolerance = 32 * torch.finfo(logits.dtype).eps * scale
-        difference = (logits.to(expected.dtype) - expected).abs().max()
-        if not difference <= tolerance:
-            raise UnknownUnembeddingError(
-                f"The logits of {type(model).__name__} ({attempt}) differ from f(W h + b) by "
-                f"{difference:.3g}; expected at most {tolerance:.3g} with f = "
-                f"{unembedding.transform}. Its transform after the head is not known: add it to "
-                "POST_HEAD_SETTINGS."
-            )
-        raw = nn.functional.linear(hidden, unembedding.weight.to(hidden.dtype))
-        amplitude = float(60.0 / raw.abs().max().clamp(min=1e-6))
+    head = output_head(model)
+    plain = Unembedding(head.weight.detach(), None if head.bias is None else head.bias.detach())
+    natural = _forward_with_amplified_head(model, inputs, 1.0)
+    largest = plain.logits(natural[0], slice(None)).abs().max().clamp(min=1e-6)
+    observed = [natural, _forward_with_amplified_head(model, inputs, float(60 / largest))]
+
+    get_text_config = getattr(model.config, "get_text_config", None)
+    config = get_text_config() if callable(get_text_config) else model.config
+    candidates = [replace(plain, transform=f) for f in candidate_transforms(config)]
+    errors = [max(_relative_error(one, *pair) for pair in observed) for one in candidates]
+    error, best = min(zip(errors, candidates, strict=True), key=lambda pair: pair[0])
+    dtype = head.weight.dtype
+    # A float32 logit is a sum of D products; in half precision the rounding of the result and
+    # of the transform dominates.
+    tolerance = (32 if dtype.itemsize >= 4 else 4) * torch.finfo(dtype).eps
+    if not error <= tolerance:
+        raise UnknownUnembeddingError(
+            f"The logits of {type(model).__name__} differ from f(W h + b) by {error:.2g} of their "
+            f"range; expected at most {tolerance:.2g} with f one of "
+            f"{', '.join(str(one.transform) for one in candidates)}. What this family does after "
+            "its head is not known: add it to POST_HEAD_SETTINGS."
+        )
+    return best
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _relative_error(unembedding: Unembedding, hidden: Tensor, logits: Tensor) -> float:
+    """Return the largest deviation from the model's logits, relative to their range."""
+    expected = unembedding.logits(hidden, slice(None))
+    if logits.shape != expected.shape:
+        raise UnknownUnembeddingError(
+            f"The model returned logits {tuple(logits.shape)}; expected {tuple(expected.shape)} "
+            f"from its head of {unembedding.vocabulary_size} tokens."
+        )
+    scale = logits.abs().max().clamp(min=1e-6)
+    error = (logits.to(expected.dtype) - expected).abs().max() / scale
+    return float(error) if torch.isfinite(error) else torch.inf
 
 
 def _forward_with_amplified_head(
     model: nn.Module, inputs: Mapping[str, Tensor], amplitude: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (last hidden states × amplitude, the model's logits for them)."""
+    """Return (last hidden states × amplitude in the scores' dtype, the model's logits for them)."""
     seen: list[Tensor] = []
 
     def amplify(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -274,4 +251,5 @@ def _forward_with_amplified_head(
         logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    return seen[-1], logits
+    hidden = seen[-1]
+    return hidden.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32), logits
