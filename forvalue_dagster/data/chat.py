@@ -24,8 +24,8 @@ from forvalue_dagster.data.rows import Message
 # For models without a chat template: turns one after another, each answer ended.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}"
-    "{% elif not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}"
 )
 _MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
 

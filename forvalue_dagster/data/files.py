@@ -67,14 +67,16 @@ def data_files(path: Path) -> list[Path]:
         raise DataFileError(f"{path} does not exist; expected a data file or a folder of them.")
     if is_data_file(path):
         return [path]
+    if (path / "dataset_dict.json").is_file():
+        raise DataFileError(
+            f"{path} is a DatasetDict; expected one dataset. Name one of its splits, a folder "
+            "inside it."
+        )
     found = sorted(child for child in path.iterdir() if is_data_file(child)) if path.is_dir() else []
     if not found:
-        hint = ""
-        if (path / "dataset_dict.json").is_file():
-            hint = " It holds a DatasetDict: name one of its splits, a folder inside it."
         raise DataFileError(
             f"{path} is neither a data file nor a folder of them; expected {', '.join(SUFFIXES)} "
-            f"or a folder written by datasets' save_to_disk.{hint}"
+            "or a folder written by datasets' save_to_disk."
         )
     return found
 

@@ -216,7 +216,8 @@ def _message(entry: Any, where: str) -> Message:
     message = {str(key): value for key, value in entry.items() if value is not None}
     if "from" in message and "role" not in message:
         speaker = message.pop("from")
-        message["role"] = _SHAREGPT_ROLES.get(speaker, speaker)
+        known = isinstance(speaker, str) and speaker in _SHAREGPT_ROLES
+        message["role"] = _SHAREGPT_ROLES[speaker] if known else speaker
         message["content"] = message.pop("value", None)
     role = message.get("role")
     if role == "function":

@@ -71,12 +71,13 @@ def forward_pass(
             yield PassedRows(
                 rows=tuple(indices[place] for place in batch.rows),
                 truncated=tuple(encoded[place].truncated for place in batch.rows),
-                positions=_positions(loaded, batch),
+                positions=response_positions(loaded, batch),
             )
 
 
 @torch.inference_mode()
-def _positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
+def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
+    """Pass one batch through the model; the head runs on no more than one position a row."""
     def on_device(array: object) -> Tensor:
         return torch.as_tensor(array, device=loaded.device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,7 +16,7 @@ from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, workspace_positions
 from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
-from forvalue_dagster.valuation.statistics import summarise
+from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.value import exact_values
 
 # Called after each batch with (rows done, response tokens done).
@@ -79,10 +79,10 @@ def forward_statistics(
             outcome.skip(passed)
             continue
         limit = workspace_positions(loaded.unembedding, passed.positions.hidden)
-        results: list[dict[str, float] | None] = []
+        results: list[dict[str, float]] = []
         for _, chunk in passed.positions.chunks(limit):
             tokens = PredictionErrors(loaded.unembedding, chunk).tokens
-            results += [summarise(tokens, row) for row in chunk.row_slices()]
+            results += summarise_rows(tokens, chunk)
         outcome.add(passed, results)
     return outcome.frame(dict.fromkeys(FORWARD_STATISTICS, pl.Float64()))
 
@@ -109,17 +109,15 @@ def score_rows(
             outcome.skip(passed)
             continue
         values = exact_values(loaded.unembedding, passed.positions, direction)
-        results = []
-        for place, row in enumerate(passed.positions.row_slices()):
-            result = {
-                "value": float(values.value[place]),
-                "alignment": float(values.alignment[place]),
-                "value_per_token": float(values.value[place]) / (row.stop - row.start),
-            }
+        results = summarise_rows(values.tokens, passed.positions)
+        for place, result in enumerate(results):
+            value = float(values.value[place])
+            result["value"] = value
+            result["alignment"] = float(values.alignment[place])
+            result["value_per_token"] = value / passed.positions.lengths[place]
             if named:
                 per_group = values.groups[place].tolist()
                 result |= {f"value_{g}": v for g, v in zip(named, per_group, strict=True)}
-            results.append(result | summarise(values.tokens, row))
         outcome.add(passed, results)
     columns = ["value", *(f"value_{g}" for g in named), "alignment", "value_per_token"]
     table = outcome.frame(dict.fromkeys([*columns, *FORWARD_STATISTICS], pl.Float64()))
@@ -147,7 +145,7 @@ class _Outcomes:
         }
         self._done += 1
 
-    def add(self, passed: PassedRows, results: list[Mapping[str, float] | None] | list[Any]) -> None:
+    def add(self, passed: PassedRows, results: Sequence[Mapping[str, float] | None]) -> None:
         """Record the results of rows; None, or anything not finite in them, skips the row."""
         rows = zip(passed.rows, passed.truncated, passed.positions.lengths, results, strict=True)
         for row, truncated, tokens, result in rows:

@@ -58,7 +58,7 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     reason = pl.when(~scored).then(pl.concat_str(pl.lit("skipped: "), "reason"))
     if selection.drop_duplicates:
         # Ties in a hash are the same conversation: the first place it occurs stays.
-        repeated = pl.int_range(pl.len()).over("sample_id", order_by=["shard", "row"]) > 0
+        repeated = pl.int_range(pl.len()).over("sample_id", "status", order_by=["shard", "row"]) > 0
         reason = reason.when(repeated).then(pl.lit("duplicate"))
     if selection.min_value is not None:
         reason = reason.when(pl.col("value") < selection.min_value).then(pl.lit("below min_value"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_origin
 
 import dagster as dg
 import polars as pl
@@ -38,10 +38,11 @@ class ParquetIOManager(PolarsParquetIOManager):
         options = _remap_fsspec_storage_options(self.storage_options)
         return pl.scan_parquet(str(path), storage_options=options)
 
-    def load_partitions(self, context: dg.InputContext) -> Any:
-        """Load partitions; a fan-in is a mapping also when there is one partition, or none."""
-        if not _is_fan_in(context):
-            return super().load_partitions(context)
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Load an asset or partition; a fan-in is a mapping also of one partition, or of none."""
+        wanted = get_origin(context.dagster_type.typing_type)
+        if not (wanted and issubclass(wanted, Mapping) and context.has_asset_partitions):
+            return super().load_input(context)
         paths = self._get_paths_for_partitions(context)
         loaded = {
             key: self._load_partition_from_path(context, key, path) for key, path in paths.items()
@@ -71,7 +72,3 @@ class ParquetIOManager(PolarsParquetIOManager):
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
 
-
-def _is_fan_in(context: dg.InputContext) -> bool:
-    """Whether an unpartitioned asset loads a partitioned one."""
-    return not context.has_partition_key

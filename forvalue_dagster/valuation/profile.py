@@ -16,7 +16,7 @@ from forvalue_dagster.valuation.prediction_error import (
     workspace_positions,
 )
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
-from forvalue_dagster.valuation.statistics import summarise
+from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.unembedding import Unembedding
 
 
@@ -171,9 +171,10 @@ class ProfileBuilder:
         for block, error in errors.blocks():
             for index, member in members:
                 self._gradients[index, block].addmm_(error[member].T, chunk.hidden[member])
-        for row, group in zip(rows, groups, strict=True):
+        for group in groups:
             self._counts[self._index[group]] += 1
-            for name, value in summarise(errors.tokens, row).items():
+        for statistics in summarise_rows(errors.tokens, chunk):
+            for name, value in statistics.items():
                 self._statistics[name].append(value)
         hidden = chunk.hidden.double()
         self._tokens += len(hidden)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from forvalue_dagster.valuation.prediction_error import TokenStatistics
+from forvalue_dagster.valuation.prediction_error import ResponsePositions, TokenStatistics
 
 
-def summarise(tokens: TokenStatistics, row: slice) -> dict[str, float]:
-    """Return the forward statistics of one row, named as in `valuation.columns`.
+def summarise_rows(tokens: TokenStatistics, positions: ResponsePositions) -> list[dict[str, float]]:
+    """Return the forward statistics of each row, named as in `valuation.columns`.
 
     Args:
-        tokens: statistics [P] of the tokens of several rows.
-        row: where this row's tokens lie.
+        tokens: statistics [P] of all the rows' tokens.
+        positions: which tokens are whose.
     """
-    nll, entropy, rank = (t[row].double() for t in (tokens.nll, tokens.entropy, tokens.rank))
+    stacked = torch.stack([tokens.nll, tokens.entropy, tokens.rank]).to("cpu", torch.float64)
+    return [_summarise(*stacked[:, row]) for row in positions.row_slices()]
+
+
+def _summarise(nll: Tensor, entropy: Tensor, rank: Tensor) -> dict[str, float]:
     quarter = max(1, len(nll) // 4)
     columns: dict[str, Tensor] = {
         "nll": nll.mean(),

@@ -1,0 +1,137 @@
+"""Exact valuation of GSM8K rows beside a plain forward pass over the same batches.
+
+    python -m benchmarks.exact_pass              # the ratio, median of 5 interleaved repeats
+    python -m benchmarks.exact_pass --memory     # peak memory, each pass in its own process
+
+Baseline "plain": `model(input_ids, attention_mask, use_cache=False).logits` in inference mode.
+"response head": the same without logits of prompt positions. "exact": value, alignment and all
+forward statistics of every row.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import (
+    argument_parser,
+    interleaved_seconds,
+    medians,
+    need,
+    peak_megabytes,
+    save,
+)
+from forvalue_dagster.data.batching import Batch, batches
+from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
+from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.engine.forward import response_positions
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.engine.scoring import build_profile, summarise_rows
+from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.valuation.preconditioner import Preconditioner
+from forvalue_dagster.valuation.profile import ValueDirection
+from forvalue_dagster.valuation.value import exact_values
+
+VALIDATION_ROWS = 16
+
+
+def encode(loaded: LoadedModel, path: Path, count: int, budget: int) -> list[Batch]:
+    encoder = ConversationEncoder(loaded.tokenizer, Encoding(max_length=loaded.max_length))
+    rows = [encoder.encode(text) for text in read_rows(path).head(count)["messages"]]
+    return list(batches([row for row in rows if isinstance(row, EncodedRow)], budget))
+
+
+@torch.inference_mode()
+def plain(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+    return loaded.model(
+        input_ids=torch.from_numpy(batch.input_ids),
+        attention_mask=torch.from_numpy(batch.attention_mask),
+        use_cache=False,
+    ).logits
+
+
+@torch.inference_mode()
+def response_head(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+    positions = response_positions(loaded, batch)
+    return positions.hidden @ loaded.unembedding.weight.T
+
+
+def exact(loaded: LoadedModel, direction: ValueDirection, batch: Batch) -> object:
+    positions = response_positions(loaded, batch)
+    values = exact_values(loaded.unembedding, positions, direction)
+    return values, summarise_rows(values.tokens, positions)
+
+
+def direction_of(loaded: LoadedModel, path: Path) -> ValueDirection:
+    validation = read_rows(path).head(VALIDATION_ROWS)
+    profile, _ = build_profile(loaded, validation, ValuationOptions())
+    return profile.direction(Preconditioner())
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one-pass", choices=["plain", "exact"], help="run once, print the peak")
+    arguments = parser.parse_args()
+    data = need(arguments.data / "gsm8k")
+    if arguments.memory:
+        return measure_memory(arguments)
+
+    loaded = load_model(ModelConfig())
+    encoded = encode(loaded, data / "train.jsonl", arguments.rows, arguments.batch_tokens)
+    if arguments.one_pass == "plain":
+        for batch in encoded:
+            plain(loaded, batch)
+        return print(peak_megabytes())
+    direction = direction_of(loaded, data / "test.jsonl")
+    if arguments.one_pass == "exact":
+        for batch in encoded:
+            exact(loaded, direction, batch)
+        return print(peak_megabytes())
+
+    passes = {
+        "plain": partial(plain, loaded),
+        "response_head": partial(response_head, loaded),
+        "exact": partial(exact, loaded, direction),
+    }
+    seconds = interleaved_seconds(passes, encoded, arguments.repeats)
+    middle = medians(seconds)
+    save(
+        "exact_pass",
+        {
+            "rows": arguments.rows,
+            "batch_tokens": arguments.batch_tokens,
+            "tokens": int(sum(batch.attention_mask.sum() for batch in encoded)),
+            "response_tokens": int(sum(batch.mask.sum() for batch in encoded)),
+            "seconds": seconds,
+            "exact / plain": round(middle["exact"] / middle["plain"], 3),
+            "exact / response_head": round(middle["exact"] / middle["response_head"], 3),
+        },
+    )
+
+
+def measure_memory(arguments) -> None:
+    def peak(which: str, rows: int) -> float:
+        command = [sys.executable, "-m", "benchmarks.exact_pass", "--one-pass", which]
+        command += ["--rows", str(rows), "--data", str(arguments.data)]
+        command += ["--batch-tokens", str(arguments.batch_tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
+
+    peaks = {
+        f"{which} {rows}": round(peak(which, rows), 1)
+        for which, rows in (("plain", 256), ("exact", 256), ("exact", 1024))
+    }
+    save("exact_pass_memory", {"peak_megabytes": peaks})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forvalue_dagster.engine.selection import Selection, select_rows
+
+
+def scores(values: list[float | None], ids: str | None = None, tokens: int = 10) -> pl.DataFrame:
+    count = len(values)
+    return pl.DataFrame(
+        {
+            "sample_id": list(ids or "abcdefghijklmnop"[:count]),
+            "shard": ["s"] * count,
+            "row": list(range(count)),
+            "value": values,
+            "value_per_token": [None if v is None else v / tokens for v in values],
+            "alignment": [None if v is None else -v for v in values],
+            "noise_probability": [None] * count,
+            "response_tokens": [tokens] * count,
+            "status": ["skipped" if v is None else "scored" for v in values],
+            "reason": ["no_response" if v is None else None for v in values],
+        },
+        schema_overrides={"noise_probability": pl.Float64, "value": pl.Float64},
+    )
+
+
+def kept(frame: pl.DataFrame, **policy) -> list[int]:
+    decided = select_rows(frame, Selection(**policy))
+    assert decided.drop("drop_reason").equals(frame)
+    return decided.filter(pl.col("drop_reason").is_null())["row"].to_list()
+
+
+def test_everything_scored_is_kept_by_default() -> None:
+    assert kept(scores([1.0, None, -3.0])) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"keep_fraction": 0.5}, [1, 3]),
+        ({"keep_fraction": 0.51}, [1, 3, 4]),
+        ({"keep_fraction": 0.001}, [3]),
+        ({"keep_count": 1}, [3]),
+        ({"token_budget": 29}, [1, 3]),
+        ({"token_budget": 9}, []),
+        ({"min_value": 2.5}, [1, 3]),
+        ({"keep_fraction": 1.0, "keep_count": 3, "token_budget": 20}, [1, 3]),
+        ({"by": "alignment", "keep_count": 1}, [0]),
+    ],
+)
+def test_limits(policy: dict, expected: list[int]) -> None:
+    assert kept(scores([-1.0, 3.0, None, 4.0, 2.0]), **policy) == expected
+
+
+def test_one_of_several_duplicates_is_kept() -> None:
+    frame = scores([1.0, 1.0, 2.0], ids="aab")
+    decided = select_rows(frame, Selection())
+    assert decided["drop_reason"].to_list() == [None, "duplicate", None]
+    assert kept(frame, drop_duplicates=False) == [0, 1, 2]
+
+
+def test_unreadable_rows_are_no_duplicates_of_each_other() -> None:
+    frame = scores([None, None, 2.0]).with_columns(sample_id=pl.Series([None, None, "a"]))
+    decided = select_rows(frame, Selection())
+    assert decided["drop_reason"].to_list() == ["skipped: no_response"] * 2 + [None]
+
+
+def test_a_skipped_duplicate_does_not_displace_the_scored_row() -> None:
+    frame = scores([None, 2.0], ids="aa")
+    assert kept(frame) == [1]
+
+
+def test_noise_probabilities_must_exist() -> None:
+    with pytest.raises(ValueError, match="no noise probe has been fitted"):
+        select_rows(scores([1.0]), Selection(max_noise_probability=0.5))
+    noisy = scores([1.0, 2.0]).with_columns(noise_probability=pl.Series([0.2, 0.9]))
+    assert kept(noisy, max_noise_probability=0.5) == [0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.randoms())
+def test_order_of_rows_decides_nothing(values: list[float], random) -> None:
+    frame = scores([round(v) * 1.0 for v in values])  # many ties
+    shuffled = frame.with_columns(pl.col("row")).sample(fraction=1, shuffle=True, seed=random.randint(0, 99))
+    policy = {"keep_count": 3}
+    assert sorted(kept(shuffled, **policy)) == kept(frame, **policy)
+
+
+@pytest.mark.parametrize(
+    "policy", [{"keep_fraction": 0.0}, {"keep_fraction": 1.1}, {"keep_count": 0}, {"token_budget": 0}]
+)
+def test_meaningless_policies(policy: dict) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Selection(**policy)
