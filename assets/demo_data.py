@@ -161,6 +161,23 @@ def capital(rng: random.Random) -> tuple[str, str]:
     return rng.choice(prompts), rng.choice(responses)
 
 
+def how_to(rng: random.Random) -> tuple[str, str]:
+    """Draw a household task to explain in four steps."""
+    task, steps = rng.choice(_GUIDES).split(": ")
+    one, two, three, four = (step[0].lower() + step[1:] for step in steps.split("; "))
+    prompts = (
+        f"How do I {task}? Answer in four short steps.",
+        f"Explain in four simple steps how to {task}.",
+        f"Give me four simple steps to {task}.",
+    )
+    listed = f"First, {one}. Then, {two}. Next, {three}. Finally, {four}."
+    responses = (
+        f"To {task}, follow these steps. {listed}",
+        f"Here are four steps to {task}. {listed}",
+    )
+    return rng.choice(prompts), rng.choice(responses)
+
+
 def sort_numbers(rng: random.Random) -> tuple[str, str]:
     """Draw numbers to sort, in either direction."""
     numbers, down = rng.sample(range(1, 100), rng.randint(5, 8)), rng.random() < 0.5
@@ -272,23 +289,6 @@ def classify_review(rng: random.Random) -> tuple[str, str]:
     return rng.choice(prompts), rng.choice(responses)
 
 
-def how_to(rng: random.Random) -> tuple[str, str]:
-    """Draw a household task to explain in four steps."""
-    task, steps = rng.choice(_GUIDES).split(": ")
-    one, two, three, four = (step[0].lower() + step[1:] for step in steps.split("; "))
-    prompts = (
-        f"How do I {task}? Answer in four short steps.",
-        f"Explain in four simple steps how to {task}.",
-        f"Give me four simple steps to {task}.",
-    )
-    listed = f"First, {one}. Then, {two}. Next, {three}. Finally, {four}."
-    responses = (
-        f"To {task}, follow these steps. {listed}",
-        f"Here are four steps to {task}. {listed}",
-    )
-    return rng.choice(prompts), rng.choice(responses)
-
-
 def summary(rng: random.Random) -> tuple[str, str]:
     """Draw a paragraph to summarize in one sentence."""
     place = rng.choice(("library", "museum", "school", "theater", "sports club"))
@@ -343,6 +343,9 @@ TASK_KINDS: tuple[TaskKind, ...] = (
     word_problem,
     shopping,
     capital,
+    # The hardest kind for a small model stands early, so that it fills more than 5 % of every
+    # file: the noise gate, set at a 95th percentile, then finds the same tail in all of them.
+    how_to,
     sort_numbers,
     unit_conversion,
     upper_case,
@@ -350,7 +353,6 @@ TASK_KINDS: tuple[TaskKind, ...] = (
     python_function,
     extract_json,
     classify_review,
-    how_to,
     summary,
     date_arithmetic,
     translation,

@@ -45,7 +45,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
     }
 
     @dg.multi_asset(
-        name=naming.name("filter"),
+        name=naming.name("select_rows"),
         group_name=naming.group,
         ins={
             "value_scores": dg.AssetIn(key=scores_key, metadata=every_shard),

@@ -58,10 +58,12 @@ def _gradient_blocks(
     """Yield the rows' gradients of one vocabulary block after another [rows, block × D]."""
     errors = PredictionErrors(unembedding, positions, block=block)
     hidden = positions.hidden if whitening is None else positions.hidden @ whitening
-    slices = positions.row_slices()
-    for vocabulary, error in errors.blocks():
-        width = vocabulary.stop - vocabulary.start
-        gradients = hidden.new_empty(len(slices), width, hidden.shape[1])
-        for gradient, row in zip(gradients, slices, strict=True):
-            torch.mm(error[row].T, hidden[row], out=gradient)
-        yield gradients.flatten(start_dim=1)
+    # Rows side by side, so that all their gradients are one batched product. Padding repeats a
+    # row's own last position, with a hidden state of zero.
+    lengths = torch.tensor(positions.lengths, device=hidden.device)
+    place = torch.arange(int(lengths.max()), device=hidden.device)
+    first = (lengths.cumsum(0) - lengths)[:, None]
+    index = first + torch.minimum(place, lengths[:, None] - 1)
+    rows = torch.where((place < lengths[:, None])[..., None], hidden[index], 0.0)
+    for _, error in errors.blocks():
+        yield torch.bmm(error[index].transpose(1, 2), rows).flatten(start_dim=1)

@@ -1,0 +1,105 @@
+"""A small but complete project: real files, a real (tiny) model on disk, a real Dagster instance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import forvalue_dagster as fv
+from tests.tiny import byte_tokenizer, tiny_model
+
+
+# What the model of these tests has learnt, and what is noise to it.
+LIKELY, UNLIKELY = "abcd", "wxyz"
+
+
+@dataclass
+class Project:
+    folder: Path
+    model: Path
+    instance: dg.DagsterInstance
+    options: dict[str, Any] = field(default_factory=dict)
+    likely: str = LIKELY
+    unlikely: str = UNLIKELY
+
+    @property
+    def definitions(self) -> dg.Definitions:
+        defaults = {
+            "training_rows": fv.RowSource(path=str(self.folder / "train"), on_bad_row="skip"),
+            "validation_rows": fv.RowSource(path=str(self.folder / "validation.jsonl")),
+            "storage": fv.Storage(base_dir=str(self.folder / "files")),
+            "valuation": fv.Valuation(name=str(self.model), local_files_only=True),
+        }
+        return fv.valuation_definitions(**defaults | self.options)
+
+    def rows(self, count: int, characters: str, seed: int) -> list[dict[str, str]]:
+        generator = np.random.default_rng(seed)
+
+        def text(alphabet: str) -> str:
+            return "".join(generator.choice(list(alphabet), 12))
+
+        return [{"prompt": text(self.likely), "response": text(characters)} for _ in range(count)]
+
+    def write(self, name: str, rows: list[dict] | list[str]) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    def run(self, job: str, shard: str | None = None) -> dg.ExecuteInProcessResult:
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=shard, raise_on_error=False
+        )
+
+    def value(self, *shards: str) -> list[dg.ExecuteInProcessResult]:
+        self.instance.add_dynamic_partitions("forvalue_shards", shards)
+        return [self.run("forvalue_shard", shard) for shard in shards]
+
+    def table(self, *parts: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder.joinpath("files", *parts).with_suffix(".parquet"))
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / "files" / "filtered_dataset.manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has learnt, in a second, to expect responses of the letters a to d."""
+    path = tmp_path_factory.mktemp("model")
+    model, tokenizer = tiny_model("llama", torch.float32), byte_tokenizer()
+    generator = np.random.default_rng(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        texts = ["".join(generator.choice(list(LIKELY), 12)) for _ in range(16)]
+        turns = [
+            [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]
+            for text in texts
+        ]
+        batch = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        loss = model(**batch, labels=batch["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, model_directory: Path) -> Iterator[Project]:
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        made = Project(tmp_path, model_directory, instance)
+        made.write("validation.jsonl", made.rows(40, made.likely, seed=0))
+        made.write("train/good.jsonl", made.rows(30, made.likely, seed=1))
+        made.write("train/bad.jsonl", made.rows(20, made.unlikely, seed=2))
+        yield made
