@@ -16,12 +16,14 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.harness import argument_parser, need, save
-from forvalue_dagster import pairwise_values, read_rows
+from forvalue_dagster import ModelConfig, pairwise_values, read_rows
 
 TASK = "math_with_reason"
 
 
-def identification(values: np.ndarray, train: np.ndarray, validation: np.ndarray) -> dict[str, float]:
+def identification(
+    values: np.ndarray, train: np.ndarray, validation: np.ndarray
+) -> dict[str, float]:
     aucs, recalls = [], []
     for column, kind in zip(values.T, validation, strict=True):
         same = train == kind
@@ -35,6 +37,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--dampings", type=float, nargs="*", default=[0.1])
+    parser.add_argument("--chat-template", default="plain", help="'plain', or '' for the model's")
     parser.add_argument("--tokens", choices=["all", "response"], default="all")
     arguments = parser.parse_args()
     folder = need(arguments.data / "datainf")
@@ -44,12 +47,16 @@ def main() -> None:
     kinds = [frame["variation"].to_numpy() for frame in (train, validation)]
 
     results = {}
+    # The task's prompts end in "->" and the response follows on: raw text, no chat. The paper and
+    # DataInf encode it so, too.
+    model = ModelConfig(chat_template=arguments.chat_template or None)
     metrics = [("none", 1.0), *(("activation", damping) for damping in arguments.dampings)]
     for preconditioner, damping in metrics:
         start = time.perf_counter()
         values = pairwise_values(
             train,
             validation,
+            model=model,
             tokens=arguments.tokens,
             preconditioner=preconditioner,
             damping=damping,
@@ -60,7 +67,13 @@ def main() -> None:
         print(name, results[name], flush=True)
     save(
         "datainf_task",
-        {"task": TASK, "tokens": arguments.tokens, "rows": len(train), "results": results},
+        {
+            "task": TASK,
+            "tokens": arguments.tokens,
+            "chat_template": model.chat_template,
+            "rows": len(train),
+            "results": results,
+        },
     )
 
 

@@ -83,20 +83,28 @@ def main() -> None:
     arguments = parser.parse_args()
     data = need(arguments.data / "gsm8k")
     if arguments.memory:
-        return measure_memory(arguments)
+        measure_memory(arguments)
+    elif arguments.one_pass:
+        run_once(arguments, data)
+    else:
+        measure_ratio(arguments, data)
 
+
+def run_once(arguments, data: Path) -> None:
     loaded = load_model(ModelConfig())
     encoded = encode(loaded, data / "train.jsonl", arguments.rows, arguments.batch_tokens)
-    if arguments.one_pass == "plain":
-        for batch in encoded:
-            plain(loaded, batch)
-        return print(peak_megabytes())
-    direction = direction_of(loaded, data / "test.jsonl")
+    run = partial(plain, loaded)
     if arguments.one_pass == "exact":
-        for batch in encoded:
-            exact(loaded, direction, batch)
-        return print(peak_megabytes())
+        run = partial(exact, loaded, direction_of(loaded, data / "test.jsonl"))
+    for batch in encoded:
+        run(batch)
+    print(peak_megabytes())
 
+
+def measure_ratio(arguments, data: Path) -> None:
+    loaded = load_model(ModelConfig())
+    encoded = encode(loaded, data / "train.jsonl", arguments.rows, arguments.batch_tokens)
+    direction = direction_of(loaded, data / "test.jsonl")
     passes = {
         "plain": partial(plain, loaded),
         "response_head": partial(response_head, loaded),

@@ -70,7 +70,10 @@ def interleaved_seconds(
                 spent[name] += time.perf_counter() - start
         for name, seconds in spent.items():
             totals[name].append(seconds)
-        print(f"repeat {repeat + 1}: " + ", ".join(f"{n} {s:.2f} s" for n, s in spent.items()), flush=True)
+        print(
+            f"repeat {repeat + 1}: " + ", ".join(f"{n} {s:.2f} s" for n, s in spent.items()),
+            flush=True,
+        )
     return totals
 
 

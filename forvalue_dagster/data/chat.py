@@ -10,7 +10,6 @@ templates that rewrite earlier turns (dropping their reasoning, say).
 from __future__ import annotations
 
 import json
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,9 +114,7 @@ class ConversationEncoder:
         self._encoding = encoding
         self._template = PLAIN_TEMPLATE if template == "plain" else template
         self._special_ids = {
-            token_id
-            for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.special
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
 
     def encode(self, messages: str, tools: str | None = None) -> EncodedRow | SkippedRow:
@@ -169,7 +166,7 @@ class ConversationEncoder:
         end = len(text) - len(after)
         # A template may open the answer differently in a prompt (forced reasoning, for example)
         # than in a finished conversation; then what both have in common is the prompt.
-        start = len(os.path.commonprefix([text, before]))
+        start = _common_prefix(text, before)
         if index > 0:
             try:
                 prompt = self._render(conversation[:index], tools, generation_prompt=True)
@@ -234,6 +231,12 @@ class ConversationEncoder:
         if not mask.any() or not response[1:].any():
             return SkippedRow("response_truncated", truncated)
         return EncodedRow(ids, mask, truncated)
+
+
+def _common_prefix(text: str, other: str) -> int:
+    """Return how many characters two texts share from their beginning."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
 def _speaks(message: Message) -> bool:

@@ -72,7 +72,9 @@ def data_files(path: Path) -> list[Path]:
             f"{path} is a DatasetDict; expected one dataset. Name one of its splits, a folder "
             "inside it."
         )
-    found = sorted(child for child in path.iterdir() if is_data_file(child)) if path.is_dir() else []
+    found = (
+        sorted(child for child in path.iterdir() if is_data_file(child)) if path.is_dir() else []
+    )
     if not found:
         raise DataFileError(
             f"{path} is neither a data file nor a folder of them; expected {', '.join(SUFFIXES)} "

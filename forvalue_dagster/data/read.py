@@ -184,7 +184,9 @@ def _scalar_columns(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
             continue
         own = f"source.{name}" if name in CANONICAL_SCHEMA else name
         try:
-            dtype = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}[kinds.pop()]
+            dtype = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}[
+                kinds.pop()
+            ]
             series.append(pl.Series(own, values, dtype=dtype))
         except (OverflowError, UnicodeEncodeError):
             continue  # wider than 64 bits, or half a surrogate pair: kept in the line

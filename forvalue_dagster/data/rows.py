@@ -127,8 +127,8 @@ def _messages(source: Mapping[str, Any], columns: Columns) -> list[Message]:
     if columns.messages is not None:
         return _chat(_required(source, columns.messages), columns.messages)
     if columns.prompt is not None and columns.response is not None:
-        pair = columns.prompt, columns.response
-        return _prompt_response(*(_required(source, name) for name in pair), _system(source, columns))
+        prompt, response = (_required(source, n) for n in (columns.prompt, columns.response))
+        return _prompt_response(prompt, response, _system(source, columns))
     detected = _detect({name.casefold(): name for name in source})
     if detected is None:
         raise RowError(
@@ -148,7 +148,7 @@ def _detect(present: Mapping[str, str]) -> tuple[list[str], _Converter] | None:
     """Return (the columns that hold the conversation, how to read them)."""
     for name in ("messages", "conversations", "conversation"):
         if name in present:
-            return [present[name]], lambda values, _, name=name: _chat(values[0], name)  # type: ignore[misc]
+            return [present[name]], lambda values, _: _chat(values[0], "messages")
     if "instruction" in present and "output" in present:
         optional = present.get("input", "input")
         return [present["instruction"], optional, present["output"]], _alpaca

@@ -78,6 +78,7 @@ def forward_pass(
 @torch.inference_mode()
 def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
     """Pass one batch through the model; the head runs on no more than one position a row."""
+
     def on_device(array: object) -> Tensor:
         return torch.as_tensor(array, device=loaded.device)
 

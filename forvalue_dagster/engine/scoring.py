@@ -12,10 +12,10 @@ from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.engine.forward import PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, workspace_positions
 from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
-from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.value import exact_values
 
@@ -23,6 +23,7 @@ from forvalue_dagster.valuation.value import exact_values
 Progress = Callable[[int, int], None]
 
 DEFAULT_GROUP = "all"
+
 
 def build_profile(
     loaded: LoadedModel,
@@ -151,7 +152,7 @@ class _Outcomes:
         for row, truncated, tokens, result in rows:
             finite = result is not None and all(map(math.isfinite, result.values()))
             self._records[row] = {
-                **(result if finite else {}),
+                **(result if result is not None and finite else {}),
                 "status": "scored" if finite else "skipped",
                 "reason": None if finite else "non_finite",
                 "truncated": truncated,

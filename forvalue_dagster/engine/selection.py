@@ -55,13 +55,14 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
         ValueError: if noise probabilities are asked for and some scored row has none.
     """
     scored = pl.col("status") == "scored"
-    reason = pl.when(~scored).then(pl.concat_str(pl.lit("skipped: "), "reason"))
+    # (condition, reason); the first that holds is the row's.
+    rules = [(~scored, pl.concat_str(pl.lit("skipped: "), "reason"))]
     if selection.drop_duplicates:
         # Ties in a hash are the same conversation: the first place it occurs stays.
         repeated = pl.int_range(pl.len()).over("sample_id", "status", order_by=["shard", "row"]) > 0
-        reason = reason.when(repeated).then(pl.lit("duplicate"))
+        rules.append((repeated, pl.lit("duplicate")))
     if selection.min_value is not None:
-        reason = reason.when(pl.col("value") < selection.min_value).then(pl.lit("below min_value"))
+        rules.append((pl.col("value") < selection.min_value, pl.lit("below min_value")))
     if selection.max_noise_probability is not None:
         if scores.filter(scored)["noise_probability"].null_count():
             raise ValueError(
@@ -69,8 +70,9 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
                 "noise probe has been fitted. Leave it unset."
             )
         noisy = pl.col("noise_probability") > selection.max_noise_probability
-        reason = reason.when(noisy).then(pl.lit("above max_noise_probability"))
-    decided = scores.with_columns(drop_reason=reason.otherwise(None))
+        rules.append((noisy, pl.lit("above max_noise_probability")))
+    reasons = [pl.when(condition).then(reason) for condition, reason in rules]
+    decided = scores.with_columns(drop_reason=pl.coalesce(reasons))
     return _limit(decided, selection, scored_rows=scores.filter(scored).height)
 
 

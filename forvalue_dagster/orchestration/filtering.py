@@ -37,7 +37,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
     # A shard that is registered but not valued yet is named in the manifest, not an I/O error.
     every_shard = {"allow_missing_partitions": True}
-    table = {
+    table: dict[str, Any] = {
         "dagster_type": pl.LazyFrame,
         "io_manager_key": "parquet_io_manager",
         "code_version": CODE_VERSION,

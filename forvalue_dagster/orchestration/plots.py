@@ -14,7 +14,11 @@ _COLOURS = ("#4f8ff7", "#f2994a", "#27ae60", "#9b51e0")
 
 
 def histogram(
-    series: Mapping[str, pl.Series], *, title: str, unit: str, marks: Mapping[str, float] | None = None
+    series: Mapping[str, pl.Series],
+    *,
+    title: str,
+    unit: str,
+    marks: Mapping[str, float] | None = None,
 ) -> dg.MetadataValue:
     """Draw distributions over each other, with vertical marks.
 

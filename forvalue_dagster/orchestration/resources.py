@@ -166,8 +166,10 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"]):
     """What stops a shard, and what a stopped shard stops."""
 
     max_noise_share: float = Field(
-        default=0.15, ge=0, le=1, description="Estimated share of noisy rows above which a shard "
-        "is blocked."
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Estimated share of noisy rows above which a shard is blocked.",
     )
     on_blocked_shard: Literal["fail", "exclude"] = Field(
         default="fail",
@@ -186,4 +188,5 @@ class Storage(dg.ConfigurableResource["Storage"]):
 
     def path(self, *parts: str) -> UPath:
         """Return a path below the base folder."""
-        return UPath(self.base_dir, **self.storage_options).joinpath(*parts)
+        path: UPath = UPath(self.base_dir, **self.storage_options).joinpath(*parts)
+        return path

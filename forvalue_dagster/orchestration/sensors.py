@@ -12,9 +12,7 @@ from forvalue_dagster.orchestration.resources import RowSource
 SHARDS_PER_TICK = 50
 
 
-def build_shard_sensor(
-    naming: Naming, job: dg.UnresolvedAssetJobDefinition
-) -> dg.SensorDefinition:
+def build_shard_sensor(naming: Naming, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     """Build the sensor that watches the training folder.
 
     The cursor is JSON: shard → version. A new or changed shard is registered and valued, one

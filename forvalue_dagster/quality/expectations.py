@@ -29,9 +29,7 @@ def default_suite() -> ExpectationSuite:
         name="forvalue_rows",
         expectations=[
             gxe.ExpectTableRowCountToBeBetween(min_value=1, severity="critical"),
-            gxe.ExpectCompoundColumnsToBeUnique(
-                column_list=["shard", "row"], severity="critical"
-            ),
+            gxe.ExpectCompoundColumnsToBeUnique(column_list=["shard", "row"], severity="critical"),
             gxe.ExpectColumnValuesToBeNull(column="problem", mostly=0.99, severity="critical"),
             gxe.ExpectColumnValuesToBeBetween(
                 column="response_characters", min_value=1, mostly=0.99, severity="critical"

@@ -71,4 +71,3 @@ class ParquetIOManager(PolarsParquetIOManager):
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
-

@@ -1,1 +1,1 @@
-"""The mathematics: pure tensor functions and frozen dataclasses; knows no file and no model class."""
+"""The mathematics: pure tensor functions and frozen dataclasses, without files or models."""

@@ -59,4 +59,5 @@ class Preconditioner:
         )
         damped = second_moment + self.damping * mean_eigenvalue * identity
         factor = torch.linalg.cholesky(damped)  # damped = C Cᵀ, so P = C⁻ᵀ C⁻¹ and L = C⁻ᵀ
-        return torch.linalg.solve_triangular(factor, identity, upper=False).T
+        inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return inverse.T

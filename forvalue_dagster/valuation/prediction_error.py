@@ -100,16 +100,12 @@ class ResponsePositions:
         first = 0
         while first < len(slices):
             last = first + 1
-            while (
-                last < len(slices) and slices[last].stop - slices[first].start <= positions
-            ):
+            while last < len(slices) and slices[last].stop - slices[first].start <= positions:
                 last += 1
             span = slice(slices[first].start, slices[last - 1].stop)
             yield (
                 range(first, last),
-                ResponsePositions(
-                    self.hidden[span], self.labels[span], self.lengths[first:last]
-                ),
+                ResponsePositions(self.hidden[span], self.labels[span], self.lengths[first:last]),
             )
             first = last
 

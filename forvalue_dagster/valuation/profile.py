@@ -9,13 +9,13 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import (
     PredictionErrors,
     ResponsePositions,
     workspace_positions,
 )
-from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.unembedding import Unembedding
 
@@ -73,8 +73,7 @@ class ValidationProfile:
         counts = torch.tensor(self.counts, dtype=torch.float64)
         weights = counts / counts.sum()
         mean = sum(
-            weight * gradient
-            for weight, gradient in zip(weights.tolist(), gradients, strict=True)
+            weight * gradient for weight, gradient in zip(weights.tolist(), gradients, strict=True)
         )
         assert isinstance(mean, Tensor)  # at least one group
         norm = float(torch.linalg.vector_norm(mean, dtype=torch.float64))

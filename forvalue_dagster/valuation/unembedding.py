@@ -41,7 +41,7 @@ class Identity:
 
     def slope(self, logits: Tensor) -> None:
         """Return None: f′ = 1."""
-        return None
+        return
 
 
 @dataclass(frozen=True)

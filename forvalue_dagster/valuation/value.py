@@ -85,4 +85,3 @@ def _inner_products(gradient: Tensor, against: Tensor) -> Tensor:
     """Return ⟨G, Ḡ_g⟩ for every group, then ‖G‖², all of one block [G + 1]."""
     flat = gradient.flatten()
     return torch.stack([torch.dot(flat, g.flatten()) for g in against] + [torch.dot(flat, flat)])
-

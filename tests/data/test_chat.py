@@ -17,8 +17,8 @@ from tests.tiny import CHATML, byte_tokenizer
 TEMPLATES = {
     "chatml": CHATML,
     "chatml with a default system prompt": (
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-        + CHATML
+        "{% if messages[0]['role'] != 'system' %}"
+        "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
     ),
     "trimmed content": CHATML.replace("message['content']", "message['content'] | trim"),
     "no header, ends with the end-of-text token": (
@@ -84,9 +84,7 @@ EXPECTED = {
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_assistant_turn_and_its_end_is_scored(name: str, system: str | None) -> None:
-    row = encoder(TEMPLATES[name]).encode(
-        conversation("A?", "B.", "C?", "D ü🙂.", system=system)
-    )
+    row = encoder(TEMPLATES[name]).encode(conversation("A?", "B.", "C?", "D ü🙂.", system=system))
     assert isinstance(row, EncodedRow)
     assert scored_text(row) == EXPECTED[name]
     assert not row.mask[-1]
@@ -173,7 +171,9 @@ def test_truncation_takes_the_prompt_first() -> None:
 
 
 def test_a_response_longer_than_the_window_keeps_some_context() -> None:
-    row = encoder(CHATML, max_length=40).encode(conversation("q" * 50, "".join(map(str, range(50)))))
+    row = encoder(CHATML, max_length=40).encode(
+        conversation("q" * 50, "".join(map(str, range(50))))
+    )
     assert len(row) == 40
     assert row.truncated
     assert row.mask.sum() == 30
@@ -198,7 +198,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"tokens": "prompt"}, {"max_length": 1}])
 def test_meaningless_options(options: dict) -> None:
-    with pytest.raises(ValueError, match="expected|at least"):
+    with pytest.raises(ValueError, match=r"expected|at least"):
         Encoding(**options)
 
 
@@ -217,7 +217,11 @@ def test_any_text_is_scored_token_by_token(contents: list[str]) -> None:
         role = ("user", "assistant")[index % 2]
         speaks = role == "assistant" and bool(content.strip())
         answers |= speaks
-        for text, scored in ((f"<|im_start|>{role}\n", False), (f"{content}<|im_end|>", speaks), ("\n", False)):
+        for text, scored in (
+            (f"<|im_start|>{role}\n", False),
+            (f"{content}<|im_end|>", speaks),
+            ("\n", False),
+        ):
             part = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += part
             response += [scored] * len(part)

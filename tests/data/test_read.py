@@ -93,7 +93,9 @@ def test_columns_named_like_ours_are_kept(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", LINES.encode())
-    write(tmp_path / "a.jsonl.gz", gzip.compress(b'{"prompt": "x", "response": "y", "score": "n/a"}'))
+    write(
+        tmp_path / "a.jsonl.gz", gzip.compress(b'{"prompt": "x", "response": "y", "score": "n/a"}')
+    )
     write(tmp_path / "notes.txt", b"ignored")
     frame = read_rows(tmp_path)
     assert frame["shard"].to_list() == ["a", "b", "b"]
@@ -170,8 +172,10 @@ def test_an_arrow_dataset_may_not_point_outside_its_folder(tmp_path: Path) -> No
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), inner)
+    ),
     max_leaves=8,
 )
 SOURCE = st.dictionaries(

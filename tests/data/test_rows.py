@@ -97,7 +97,8 @@ def test_errors_never_quote_the_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"prompt": "p"}, {"response": "r"}, {"messages": "m", "prompt": "p", "response": "r"}]
+    "arguments",
+    [{"prompt": "p"}, {"response": "r"}, {"messages": "m", "prompt": "p", "response": "r"}],
 )
 def test_contradictory_columns(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"go together|not both"):

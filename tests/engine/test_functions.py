@@ -70,7 +70,9 @@ def test_columns_and_order(loaded) -> None:
     assert scores["value"].dtype == pl.Float64
     assert (scores["status"] == "scored").all()
     assert scores["alignment"].is_between(-1, 1).all()
-    np.testing.assert_allclose(scores["value_per_token"], scores["value"] / scores["response_tokens"])
+    np.testing.assert_allclose(
+        scores["value_per_token"], scores["value"] / scores["response_tokens"]
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 90, 10_000])

@@ -83,13 +83,16 @@ def test_noise_probabilities_must_exist() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.randoms())
 def test_order_of_rows_decides_nothing(values: list[float], random) -> None:
     frame = scores([round(v) * 1.0 for v in values])  # many ties
-    shuffled = frame.with_columns(pl.col("row")).sample(fraction=1, shuffle=True, seed=random.randint(0, 99))
+    shuffled = frame.with_columns(pl.col("row")).sample(
+        fraction=1, shuffle=True, seed=random.randint(0, 99)
+    )
     policy = {"keep_count": 3}
     assert sorted(kept(shuffled, **policy)) == kept(frame, **policy)
 
 
 @pytest.mark.parametrize(
-    "policy", [{"keep_fraction": 0.0}, {"keep_fraction": 1.1}, {"keep_count": 0}, {"token_budget": 0}]
+    "policy",
+    [{"keep_fraction": 0.0}, {"keep_fraction": 1.1}, {"keep_count": 0}, {"token_budget": 0}],
 )
 def test_meaningless_policies(policy: dict) -> None:
     with pytest.raises(ValueError, match="must"):

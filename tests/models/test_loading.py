@@ -36,7 +36,8 @@ def test_a_local_directory(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("float64", torch.float64), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
+    ("name", "dtype"),
+    [("float64", torch.float64), ("bfloat16", torch.bfloat16), ("auto", torch.float32)],
 )
 def test_dtype(directory: Path, name: str, dtype: torch.dtype) -> None:
     loaded = load_model(ModelConfig(str(directory), dtype=name, device="cpu"))

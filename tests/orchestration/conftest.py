@@ -1,4 +1,4 @@
-"""A small but complete project: real files, a real (tiny) model on disk, a real Dagster instance."""
+"""A small but complete project: real files, a real (tiny) model, a real Dagster instance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch
 
 import forvalue_dagster as fv
 from tests.tiny import byte_tokenizer, tiny_model
-
 
 # What the model of these tests has learnt, and what is noise to it.
 LIKELY, UNLIKELY = "abcd", "wxyz"

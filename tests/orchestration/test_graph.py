@@ -106,8 +106,8 @@ def test_a_rerun_writes_the_same_bytes(project: Project) -> None:
 
 def test_the_dataset_comes_out_in_its_own_form(project: Project) -> None:
     odd = [
-        '{"prompt" : "%s",  "response": "%s", "deep": {"x": [1, null]}, "value": 3}' % pair
-        for pair in [(r["prompt"], r["response"]) for r in project.rows(6, project.likely, 3)]
+        json.dumps(row | {"deep": {"x": [1, None]}, "value": 3}, separators=(" , ", " :  "))
+        for row in project.rows(6, project.likely, 3)
     ]
     # One unreadable and one empty row in a hundred are tolerated, and no more.
     odd += [json.dumps(row) for row in project.rows(194, project.likely, 4)]
@@ -181,9 +181,7 @@ def test_validation_groups_reach_the_dataset(project: Project) -> None:
     for index, row in enumerate(rows):
         row["capability"] = "maths" if index % 2 else "code"
     project.write("validation.jsonl", rows)
-    source = fv.RowSource(
-        path=str(project.folder / "validation.jsonl"), group_column="capability"
-    )
+    source = fv.RowSource(path=str(project.folder / "validation.jsonl"), group_column="capability")
     project.options = {"validation_rows": source, "gate": fv.GatePolicy(max_noise_share=1.0)}
     project.run("forvalue_profile")
     assert project.value("good")[0].success
@@ -214,7 +212,14 @@ def test_every_asset_shows_a_plot_a_schema_and_counts(project: Project) -> None:
         assert ("dagster/column_schema" in metadata) == (name != "validation_profile"), name
     extremes = shown["value_scores"]["most_valuable"].value.records
     assert len(extremes) == 5
-    assert set(extremes[0].data) == {"sample_id", "row", "value", "alignment", "nll", "response_tokens"}
+    assert set(extremes[0].data) == {
+        "sample_id",
+        "row",
+        "value",
+        "alignment",
+        "nll",
+        "response_tokens",
+    }
 
 
 @pytest.mark.parametrize("prefix", [(), ("team", "chat")])

@@ -1,6 +1,5 @@
 """Tables and tensors through real Dagster materialisations."""
 
-
 import json
 from pathlib import Path
 
@@ -22,9 +21,7 @@ def table(context: dg.AssetExecutionContext) -> pl.DataFrame:
 
 
 @dg.asset
-def together(
-    context: dg.AssetExecutionContext, table: dict[str, pl.LazyFrame]
-) -> pl.LazyFrame:
+def together(context: dg.AssetExecutionContext, table: dict[str, pl.LazyFrame]) -> pl.LazyFrame:
     assert isinstance(table, dict)
     context.add_output_metadata({"shards": sorted(table)})
     return pl.concat(table.values()) if table else pl.LazyFrame({"text": [], "n": []})
@@ -87,7 +84,9 @@ def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         assert materialize([tensors, doubled], tmp_path, instance).success
     manager = TensorIOManager(base_dir=str(tmp_path))
-    loaded = manager.load_from_path(None, __import__("upath").UPath(tmp_path / "doubled.safetensors"))
+    loaded = manager.load_from_path(
+        None, __import__("upath").UPath(tmp_path / "doubled.safetensors")
+    )
     torch.testing.assert_close(loaded.tensors["a"], 2 * torch.arange(6.0).reshape(2, 3).T)
     assert loaded.metadata == {"names": ["ü"], "count": 3}
     header = (tmp_path / "doubled.safetensors").read_bytes()

@@ -134,7 +134,9 @@ def test_value_norm_and_pairs_are_those_of_autograd(
         expected = torch.stack([inner(gradient, m) for m in group_means])
         bound = tolerance * norm[index] * torch.stack([inner(m, m).sqrt() for m in group_means])
         assert ((values.groups[index] - expected).abs() <= bound).all()
-        assert abs(values.value[index] - inner(gradient, mean)) <= tolerance * norm[index] * mean_norm
+        assert (
+            abs(values.value[index] - inner(gradient, mean)) <= tolerance * norm[index] * mean_norm
+        )
         assert abs(values.norm[index] - norm[index]) <= tolerance * norm[index]
         cosine = inner(gradient, mean) / (norm[index] * mean_norm)
         assert abs(values.alignment[index] - cosine) <= 10 * tolerance

