@@ -18,7 +18,7 @@ test: lint types quick
 	$(BIN)/pytest -m "model and not slow"
 
 quick: $(INSTALLED)
-	$(BIN)/pytest -m "not model and not slow" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not model and not slow" -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forvalue_dagster.data.recipes import corrupt_responses
+from forvalue_dagster import corrupt_responses
 
 Row = dict[str, Any]
 TaskKind = Callable[[random.Random], tuple[str, str]]

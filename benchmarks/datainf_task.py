@@ -19,6 +19,11 @@ from benchmarks.harness import argument_parser, need, save
 from forvalue_dagster import ModelConfig, pairwise_values, read_rows
 
 TASK = "math_with_reason"
+# The task's prompts end in "->" and the response follows on: one line of text, no chat.
+ONE_LINE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}"
+    "{% endfor %}"
+)
 
 
 def identification(
@@ -37,7 +42,9 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--dampings", type=float, nargs="*", default=[0.1])
-    parser.add_argument("--chat-template", default="plain", help="'plain', or '' for the model's")
+    parser.add_argument(
+        "--chat-template", default=ONE_LINE, help="a Jinja template; '' for the model's own"
+    )
     parser.add_argument("--tokens", choices=["all", "response"], default="all")
     arguments = parser.parse_args()
     folder = need(arguments.data / "datainf")
@@ -47,8 +54,6 @@ def main() -> None:
     kinds = [frame["variation"].to_numpy() for frame in (train, validation)]
 
     results = {}
-    # The task's prompts end in "->" and the response follows on: raw text, no chat. The paper and
-    # DataInf encode it so, too.
     model = ModelConfig(chat_template=arguments.chat_template or None)
     metrics = [("none", 1.0), *(("activation", damping) for damping in arguments.dampings)]
     for preconditioner, damping in metrics:

@@ -4,8 +4,9 @@ A recipe is a pure function of a response, the response of another row (the dono
 generator. To add one, write it here under the `noise_recipe` decorator; nothing else changes.
 
 Every recipe returns a text that has at least one word and other words (or another order of
-words) than the response, or raises ValueError when it cannot, for instance when asked to shuffle
-one word. The text depends only on its arguments and on the state of the generator.
+words) than the response, or raises InapplicableRecipeError when it cannot, for instance when
+asked to shuffle one word. The text depends only on its arguments and on the state of the
+generator.
 """
 
 import re
@@ -17,6 +18,11 @@ Recipe = Callable[[str, str, np.random.Generator], str]
 
 NOISE_RECIPES: dict[str, Recipe] = {}
 """The registered recipes by name, in the order of registration."""
+
+
+class InapplicableRecipeError(ValueError):
+    """A recipe cannot change this text."""
+
 
 _WORD = re.compile(r"\S+")
 _WORD_AND_SPACE = re.compile(r"\S+\s*")
@@ -58,10 +64,12 @@ def answer_swap(response: str, donor: str, rng: np.random.Generator) -> str:
         The donor.
 
     Raises:
-        ValueError: If the donor has no words or the same words as the response.
+        InapplicableRecipeError: If the donor has no words or the same words as the response.
     """
     if not donor.split() or donor.split() == response.split():
-        raise ValueError("answer_swap needs a donor with other words than the response")
+        raise InapplicableRecipeError(
+            "answer_swap needs a donor with other words than the response"
+        )
     return donor
 
 
@@ -78,11 +86,11 @@ def span_deletion(response: str, donor: str, rng: np.random.Generator) -> str:
         The response without the spans; its first and last word stay if it has three words or more.
 
     Raises:
-        ValueError: If the response has fewer than two words.
+        InapplicableRecipeError: If the response has fewer than two words.
     """
     words = _WORD_AND_SPACE.findall(response)
     if len(words) < 2:
-        raise ValueError("span_deletion needs a response of two words or more")
+        raise InapplicableRecipeError("span_deletion needs a response of two words or more")
     deleted = max(1, round(len(words) * rng.uniform(0.3, 0.5)))
     kept = len(words) - deleted
     # A cut at either end leaves fluent text behind, so cuts go between words that stay.
@@ -110,11 +118,11 @@ def span_insertion(response: str, donor: str, rng: np.random.Generator) -> str:
         them) put in its middle half, or after it if it is a single word.
 
     Raises:
-        ValueError: If the response or the donor has no words.
+        InapplicableRecipeError: If the response or the donor has no words.
     """
     words, donor_words = _WORD_AND_SPACE.findall(response), donor.split()
     if not words or not donor_words:
-        raise ValueError("span_insertion needs a response and a donor with words")
+        raise InapplicableRecipeError("span_insertion needs a response and a donor with words")
     length = min(len(donor_words), max(3, len(words) // 2))
     start = int(rng.integers(len(donor_words) - length + 1))
     quarter = max(1, len(words) // 4)
@@ -136,11 +144,11 @@ def word_shuffle(response: str, donor: str, rng: np.random.Generator) -> str:
         The same words in another order.
 
     Raises:
-        ValueError: If the response does not have two different words.
+        InapplicableRecipeError: If the response does not have two different words.
     """
     words = _WORD.findall(response)
     if len(set(words)) < 2:
-        raise ValueError("word_shuffle needs a response with two different words")
+        raise InapplicableRecipeError("word_shuffle needs a response with two different words")
     order = [words[index] for index in rng.permutation(len(words))]
     if order == words:
         # Turning by one word changes every text but a repetition of one word.
@@ -206,6 +214,8 @@ def _first_that_works(
         name = names[(turn + step) % len(names)]
         try:
             return NOISE_RECIPES[name](response, donor, rng), name
-        except ValueError:
+        except InapplicableRecipeError:
             continue
-    raise ValueError(f"none of the recipes {list(names)} can change the response {response!r}")
+    raise InapplicableRecipeError(
+        f"none of the recipes {list(names)} can change a response of {len(response)} characters"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -98,7 +99,7 @@ def _record(result: Any, rows: pl.DataFrame) -> dict[str, str | bool | int]:
     columns = config.kwargs.get("column") or ", ".join(config.kwargs.get("column_list", []))
     unexpected = details.get("unexpected_index_list") or []
     count = details.get("unexpected_count")
-    if result.exception_info.get("raised_exception"):
+    if _raised(result.exception_info):
         observed = "the expectation could not be evaluated"
     elif count is None:
         observed = f"observed {details.get('observed_value')}"
@@ -112,6 +113,12 @@ def _record(result: Any, rows: pl.DataFrame) -> dict[str, str | bool | int]:
         "severity": str(getattr(config, "severity", None) or "critical").rpartition(".")[2].lower(),
         "observed": observed,
     }
+
+
+def _raised(exceptions: Mapping[str, Any]) -> bool:
+    """Whether evaluating raised: GX tells it flat, or once for each metric."""
+    nested = [value for value in exceptions.values() if isinstance(value, Mapping)]
+    return any(entry.get("raised_exception") for entry in [exceptions, *nested])
 
 
 def _places(indices: list[int], rows: pl.DataFrame) -> str:

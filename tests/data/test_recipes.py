@@ -176,7 +176,7 @@ def test_a_row_takes_the_next_recipe_that_can_change_it():
         ({"recipes": ["typo"]}, "typo"),
         ({"recipes": []}, "no such noise recipes"),
         ({"groups": ["a"]}, "1 groups for 2 responses"),
-        ({"recipes": ["word_shuffle"]}, "can change the response"),
+        ({"recipes": ["word_shuffle"]}, "can change a response"),
     ],
 )
 def test_impossible_requests_are_refused(arguments, message):

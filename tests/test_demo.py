@@ -1,0 +1,63 @@
+"""The main job as a stranger runs it, and its verdicts for other seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from assets.demo import EXPECTED_TO_PASS
+from assets.demo_data import write_demo_data
+from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.engine.scoring import forward_statistics
+from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.quality.verdicts import judge_shard, mark_atypical
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.model
+def test_the_demo_blocks_the_noisy_shard(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "assets.demo", "--root", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The noisy shard was blocked, as it should be." in done.stdout
+    assert "Rows: 300 in, 300 scored, 0 skipped, 100 kept, 200 dropped" in done.stdout
+    assert set(pl.read_parquet(tmp_path / "storage" / "filtered_dataset.parquet")["shard"]) == {
+        "clean",
+        "mixed",
+    }
+    lines = (tmp_path / "storage" / "filtered_dataset.jsonl").read_text().splitlines()
+    source = [(tmp_path / "data" / "train" / f"{s}.jsonl").read_text() for s in ("clean", "mixed")]
+    assert len(lines) == 100
+    assert set(lines) <= set("".join(source).splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("seed", range(101, 111))
+def test_verdicts_are_right_for_other_seeds(seed: int, tmp_path: Path) -> None:
+    """The verdict rests on the mean NLL alone, so one forward pass over the rows decides."""
+    write_demo_data(tmp_path, seed=seed)
+    loaded, options = load_model(ModelConfig()), ValuationOptions()
+
+    def features(path: Path) -> pl.DataFrame:
+        return forward_statistics(loaded, read_rows(path), options)
+
+    trusted = features(tmp_path / "validation.jsonl")["nll"]
+    verdicts = {}
+    for shard in EXPECTED_TO_PASS:
+        table = mark_atypical(features(tmp_path / "train" / f"{shard}.jsonl"), trusted)
+        verdicts[shard] = judge_shard(shard, table, 0.15)
+        print(seed, verdicts[shard].summary)
+    assert {shard: verdict.passed for shard, verdict in verdicts.items()} == EXPECTED_TO_PASS
