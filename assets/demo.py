@@ -49,7 +49,7 @@ def run_demo(root: Path, seed: int) -> DemoRun:
     write_demo_data(root / "data", seed=seed)
     home = root / "dagster_home"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
     os.environ["DAGSTER_HOME"] = str(home)
     definitions = demo_definitions(root)
     demo = DemoRun(root, shards=sorted(EXPECTED_TO_PASS))

@@ -129,7 +129,7 @@ def build_valuation_assets(
         kinds={"torch", "parquet"},
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
-        metadata={"descriptions": COLUMN_DESCRIPTIONS},
+        metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="What one forward pass says of each row, whatever the validation set.",
     )
     def sample_features(
@@ -165,7 +165,7 @@ def build_valuation_assets(
         kinds={"torch", "parquet"},
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
-        metadata={"descriptions": COLUMN_DESCRIPTIONS},
+        metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the validation "
         "rows.",
     )
