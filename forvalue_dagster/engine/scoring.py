@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
+from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS, IDENTITY, OUTCOME
 from forvalue_dagster.engine.forward import PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
@@ -43,7 +43,8 @@ def build_profile(
         The profile, and (sample_id, shard, row, group, status, reason, …) of every row.
 
     Raises:
-        ValueError: if only some rows name a group, or a group ends up without a usable row.
+        ValueError: if only some rows name a group, a group's column is taken, or a group ends up
+            without a usable row.
     """
     ungrouped = frame["group"].null_count()
     if 0 < ungrouped < len(frame):
@@ -52,14 +53,19 @@ def build_profile(
         )
     frame = frame.with_columns(pl.col("group").fill_null(DEFAULT_GROUP))
     groups = frame["group"].to_list()
+    if taken := sorted({f"value_{group}" for group in groups} & COLUMN_DESCRIPTIONS.keys()):
+        raise ValueError(
+            f"A validation group would need the column {taken[0]!r}, which means something else; "
+            "rename the group."
+        )
     builder = ProfileBuilder(loaded.unembedding, sorted(set(groups)))
     outcome = _Outcomes(frame, progress)
     for passed in forward_pass(loaded, frame, options):
         if isinstance(passed, Unscored):
             outcome.skip(passed)
         else:
-            taken = builder.add(passed.positions, [groups[row] for row in passed.rows])
-            outcome.add(passed, [{} if ok else None for ok in taken])
+            usable = builder.add(passed.positions, [groups[row] for row in passed.rows])
+            outcome.add(passed, [{} if ok else None for ok in usable])
     return builder.build(), outcome.frame({}).with_columns(frame["group"])
 
 

@@ -106,8 +106,7 @@ def build_valuation_assets(
         nll = pl.Series(profile.statistics["nll"].numpy())
         context.add_output_metadata(
             {
-                "rows": len(outcome),
-                "skipped": outcome.filter(pl.col("status") == "skipped").height,
+                **_outcome_counts(outcome),
                 "groups": ", ".join(
                     f"{group} ({count})"
                     for group, count in zip(profile.groups, profile.counts, strict=True)

@@ -165,6 +165,12 @@ def test_some_validation_rows_without_group(loaded) -> None:
         fv.value_dataset(TRAIN, rows, model=loaded, columns=GROUPED)
 
 
+def test_a_group_may_not_take_the_name_of_another_column(loaded) -> None:
+    rows = [row | {"kind": "source"} for row in VALIDATION]
+    with pytest.raises(ValueError, match="need the column 'value_source'"):
+        fv.value_dataset(TRAIN, rows, model=loaded, columns=GROUPED)
+
+
 def test_validation_without_a_usable_row(loaded) -> None:
     with pytest.raises(ValueError, match="No validation row of group 'all' could be used"):
         fv.value_dataset(TRAIN, [{"prompt": "a", "response": ""}], model=loaded)
