@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import dagster as dg
 
@@ -54,9 +55,8 @@ def build_shard_sensor(naming: Naming, job: dg.UnresolvedAssetJobDefinition) -> 
     return new_shards
 
 
-def _version(path: object) -> str:
-    from pathlib import Path
-
-    files = sorted(Path(str(path)).rglob("*")) if Path(str(path)).is_dir() else [Path(str(path))]
+def _version(path: Path) -> str:
+    """Tell one state of a file, or of a folder that is one dataset, from another."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.is_file()]
     return "-".join(f"{stat.st_size}.{stat.st_mtime_ns}" for stat in stats)
