@@ -61,7 +61,7 @@ def data_files(path: Path) -> list[Path]:
     """Return the data files that `path` stands for: itself, or those directly inside a folder.
 
     Raises:
-        DataFileError: if there is none.
+        DataFileError: if it is absent, a file of another kind, or several datasets in one.
     """
     if not path.exists():
         raise DataFileError(f"{path} does not exist; expected a data file or a folder of them.")
@@ -72,15 +72,12 @@ def data_files(path: Path) -> list[Path]:
             f"{path} is a DatasetDict; expected one dataset. Name one of its splits, a folder "
             "inside it."
         )
-    found = (
-        sorted(child for child in path.iterdir() if is_data_file(child)) if path.is_dir() else []
-    )
-    if not found:
+    if not path.is_dir():
         raise DataFileError(
-            f"{path} is neither a data file nor a folder of them; expected {', '.join(SUFFIXES)} "
-            "or a folder written by datasets' save_to_disk."
+            f"{path} is no data file; expected one of {', '.join(SUFFIXES)}, or a folder written "
+            "by datasets' save_to_disk."
         )
-    return found
+    return sorted(child for child in path.iterdir() if is_data_file(child))
 
 
 def read_json_lines(path: Path) -> Iterator[SourceRow]:

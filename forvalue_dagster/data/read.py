@@ -10,6 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from forvalue_dagster.data.files import (
+    SUFFIXES,
     DataFileError,
     SourceRow,
     data_file_stem,
@@ -76,8 +77,11 @@ def read_rows(
     if not isinstance(rows, str | Path):
         source = [SourceRow(index, dict(values)) for index, values in enumerate(rows)]
         return _from_records(source, columns, shard or "rows", "the list", on_bad_row)
+    files = data_files(Path(rows))
+    if not files:
+        raise DataFileError(f"{rows} holds no data file; expected one of {', '.join(SUFFIXES)}.")
     frames = []
-    for path in data_files(Path(rows)):
+    for path in files:
         name = shard or data_file_stem(path)
         if path.name.endswith(".parquet") or path.is_dir():
             frames.append(_from_table(read_table(path), columns, name, str(path), on_bad_row))

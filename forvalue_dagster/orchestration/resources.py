@@ -45,10 +45,10 @@ class RowSource(dg.ConfigurableResource["RowSource"]):
     )
 
     def shards(self) -> dict[str, Path]:
-        """Return shard → data file.
+        """Return shard → data file; an empty folder has none yet.
 
         Raises:
-            DataFileError: if there is no data file.
+            DataFileError: if the path is absent or no data file.
             ValueError: if two files have the same name but for the suffix.
         """
         found: dict[str, Path] = {}

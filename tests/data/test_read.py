@@ -133,7 +133,7 @@ def test_a_bad_line_is_named_or_kept_unscored(bad: bytes, tmp_path: Path) -> Non
         ("not.jsonl.gz", b"plain", "damaged after line 0"),
         ("not.jsonl.zst", b"plain", "damaged after line 0"),
         ("cut.parquet", b"PAR1 nothing", "not readable as Parquet"),
-        ("rows.csv", b"a,b", "neither a data file nor a folder"),
+        ("rows.csv", b"a,b", "is no data file; expected one of"),
     ],
 )
 def test_damaged_files(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_damaged_files(name: str, content: bytes, message: str, tmp_path: Path) 
 def test_absent_and_empty(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="does not exist"):
         read_rows(tmp_path / "none.jsonl")
-    with pytest.raises(DataFileError, match="neither a data file nor a folder"):
+    with pytest.raises(DataFileError, match="holds no data file"):
         read_rows(tmp_path)
     empty = read_rows(write(tmp_path / "empty.jsonl", b""))
     assert empty.schema == CANONICAL_SCHEMA

@@ -39,3 +39,8 @@ def test_new_unchanged_edited_and_deleted_shards(project: Project) -> None:
     assert isinstance(deletion, dg.DeleteDynamicPartitionsRequest)
     assert deletion.partition_keys == ["bad"]
     assert set(json.loads(third.cursor)) == {"good"}
+
+    (project.folder / "train" / "good.jsonl").unlink()
+    fourth = tick(project, third.cursor)
+    assert json.loads(fourth.cursor) == {}
+    assert isinstance(tick(project, fourth.cursor), dg.SkipReason)
