@@ -175,23 +175,29 @@ def _scalar_columns(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """Make a column of every key whose values are of one plain type.
 
     JSON is not a table: what nests or changes its type from row to row stays in the verbatim
-    line alone.
+    line alone, and so does what a column cannot hold (wide integers, half a surrogate pair).
     """
-    names = dict.fromkeys(name for row in rows for name in row)
     series = []
-    for name in names:
+    for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         kinds = {type(value) for value in values if value is not None}
-        if kinds <= {int, float}:
-            kinds = {float} if float in kinds else kinds
-        if len(kinds) != 1 or not kinds <= {str, int, float, bool}:
+        wide = any(isinstance(v, int) and v.bit_length() > 63 for v in values)
+        if kinds == {int, float} and not wide:
+            kinds = {float}
+            values = [None if value is None else float(value) for value in values]
+        if wide or len(kinds) != 1 or not kinds <= _PLAIN_TYPES.keys():
             continue
         own = f"source.{name}" if name in CANONICAL_SCHEMA else name
         try:
-            dtype = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}[
-                kinds.pop()
-            ]
-            series.append(pl.Series(own, values, dtype=dtype))
-        except (OverflowError, UnicodeEncodeError):
-            continue  # wider than 64 bits, or half a surrogate pair: kept in the line
+            series.append(pl.Series(own, values, dtype=_PLAIN_TYPES[kinds.pop()]))
+        except UnicodeEncodeError:
+            continue
     return pl.DataFrame(series)
+
+
+_PLAIN_TYPES: dict[type, type[pl.DataType]] = {
+    str: pl.String,
+    int: pl.Int64,
+    float: pl.Float64,
+    bool: pl.Boolean,
+}

@@ -80,6 +80,15 @@ def test_json_lines_come_back_verbatim(tmp_path: Path) -> None:
     assert "mixed" not in frame.columns
 
 
+@pytest.mark.parametrize("value", ["9223372036854775808", "1e400", '"\\ud800"', "NaN", "-1"])
+def test_values_that_fit_no_column_stay_in_the_line(value: str, tmp_path: Path) -> None:
+    text = "".join(
+        f'{{"prompt": "a", "response": "b", "x": {x}}}\n' for x in (value, "1.5", value, "null")
+    )
+    frame = read_rows(write(tmp_path / "rows.jsonl", text.encode()))
+    assert "".join(f"{line}\n" for line in source_lines(frame)) == text
+
+
 def test_columns_named_like_ours_are_kept(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "response": "b", "row": 7, "source": "web", "group": "x"}]
     frame = read_rows(rows)
