@@ -28,8 +28,9 @@ PLAIN_TEMPLATE = (
 )
 _MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
 
-# Reasons for which a row leaves unscored.
+# Reasons for which a row leaves unscored, and what they mean.
 SKIP_REASONS: dict[str, str] = {
+    "unreadable": "the row could not be read as a conversation; `problem` of the raw row says why",
     "no_response": "no assistant turn with any text",
     "response_truncated": "no response token lies inside the model's window",
     "template_refused": "the chat template rejects the order of roles or a field",

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.chat import SKIP_REASONS
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.orchestration.naming import Naming
@@ -225,8 +226,14 @@ def _outcome_counts(table: pl.DataFrame) -> dict[str, dg.MetadataValue]:
         "skipped": dg.MetadataValue.int(len(skipped)),
     }
     if len(skipped):
-        reasons = skipped["reason"].value_counts(sort=True).to_dicts()
-        counts["skip_reasons"] = dg.MetadataValue.table([dg.TableRecord(r) for r in reasons])
+        reasons = (
+            skipped["reason"]
+            .value_counts(sort=True)
+            .with_columns(meaning=pl.col("reason").replace_strict(SKIP_REASONS))
+        )
+        counts["skip_reasons"] = dg.MetadataValue.table(
+            [dg.TableRecord(record) for record in reasons.to_dicts()]
+        )
     return counts
 
 

@@ -117,7 +117,17 @@ def test_the_dataset_comes_out_in_its_own_form(project: Project) -> None:
         "gate": fv.GatePolicy(max_noise_share=1.0),
     }
     project.run("forvalue_profile")
-    project.value("odd")
+    (valued,) = project.value("odd")
+    (features,) = [
+        event.materialization.metadata["skip_reasons"].value.records
+        for event in valued.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey("sample_features")
+    ]
+    assert {r.data["reason"]: r.data["count"] for r in features} == {
+        "unreadable": 1,
+        "no_response": 1,
+    }
+    assert all(r.data["meaning"] for r in features)
     assert project.run("forvalue_filter").success
     storage = project.folder / "files"
     assert (storage / "filtered_dataset.jsonl").read_text().splitlines() == odd
