@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from forvalue_dagster.data.recipes import corrupt_responses as corrupt_responses
     from forvalue_dagster.data.rows import Columns as Columns
     from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
+    from forvalue_dagster.engine.functions import sample_features as sample_features
+    from forvalue_dagster.engine.functions import validation_profile as validation_profile
     from forvalue_dagster.engine.functions import value_dataset as value_dataset
+    from forvalue_dagster.engine.functions import value_features as value_features
+    from forvalue_dagster.engine.options import Attribution as Attribution
+    from forvalue_dagster.engine.options import Refine as Refine
     from forvalue_dagster.engine.selection import Selection as Selection
     from forvalue_dagster.engine.selection import select_rows as select_rows
     from forvalue_dagster.models.config import ModelConfig as ModelConfig
+    from forvalue_dagster.models.warm_up_config import WarmUp as WarmUp
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
@@ -27,20 +33,26 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.resources import Valuation as Valuation
 
 _HOMES = {
+    "Attribution": "engine.options",
     "Columns": "data.rows",
     "GatePolicy": "orchestration.resources",
     "ModelConfig": "models.config",
+    "Refine": "engine.options",
     "RowSource": "orchestration.resources",
     "Selection": "engine.selection",
     "SelectionPolicy": "orchestration.resources",
     "Storage": "orchestration.resources",
     "Valuation": "orchestration.resources",
+    "WarmUp": "models.warm_up_config",
     "corrupt_responses": "data.recipes",
     "pairwise_values": "engine.functions",
     "read_rows": "data.read",
+    "sample_features": "engine.functions",
     "select_rows": "engine.selection",
+    "validation_profile": "engine.functions",
     "valuation_definitions": "orchestration.definitions",
     "value_dataset": "engine.functions",
+    "value_features": "engine.functions",
 }
 
 __version__ = "0.1.0"

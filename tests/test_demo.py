@@ -11,9 +11,7 @@ import pytest
 
 from assets.demo import EXPECTED_TO_PASS
 from assets.demo_data import write_demo_data
-from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import forward_statistics
+from forvalue_dagster.engine.functions import sample_features
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
 from forvalue_dagster.quality.verdicts import judge_shard, mark_atypical
@@ -49,15 +47,12 @@ def test_the_demo_blocks_the_noisy_shard(tmp_path: Path) -> None:
 def test_verdicts_are_right_for_other_seeds(seed: int, tmp_path: Path) -> None:
     """The verdict rests on the mean NLL alone, so one forward pass over the rows decides."""
     write_demo_data(tmp_path, seed=seed)
-    loaded, options = load_model(ModelConfig()), ValuationOptions()
-
-    def features(path: Path) -> pl.DataFrame:
-        return forward_statistics(loaded, read_rows(path), options)
-
-    trusted = features(tmp_path / "validation.jsonl")["nll"]
+    loaded = load_model(ModelConfig())
+    trusted = sample_features(tmp_path / "validation.jsonl", model=loaded)["nll"]
     verdicts = {}
     for shard in EXPECTED_TO_PASS:
-        table = mark_atypical(features(tmp_path / "train" / f"{shard}.jsonl"), trusted)
+        path = tmp_path / "train" / f"{shard}.jsonl"
+        table = mark_atypical(sample_features(path, model=loaded), trusted)
         verdicts[shard] = judge_shard(shard, table, 0.15)
         print(seed, verdicts[shard].summary)
     assert {shard: verdict.passed for shard, verdict in verdicts.items()} == EXPECTED_TO_PASS

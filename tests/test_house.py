@@ -33,20 +33,26 @@ def test_the_package_loads_nothing() -> None:
 
 def test_public_names() -> None:
     assert fv.__all__ == [
+        "Attribution",
         "Columns",
         "GatePolicy",
         "ModelConfig",
+        "Refine",
         "RowSource",
         "Selection",
         "SelectionPolicy",
         "Storage",
         "Valuation",
+        "WarmUp",
         "corrupt_responses",
         "pairwise_values",
         "read_rows",
+        "sample_features",
         "select_rows",
+        "validation_profile",
         "valuation_definitions",
         "value_dataset",
+        "value_features",
     ]
     assert all(getattr(fv, name).__doc__ for name in fv.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

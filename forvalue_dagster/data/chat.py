@@ -36,6 +36,7 @@ SKIP_REASONS: dict[str, str] = {
     "template_refused": "the chat template rejects the order of roles or a field",
     "template_unaligned": "the assistant's turns cannot be located in the rendered text",
     "non_finite": "the model's output is not finite",
+    "out_of_memory": "the row does not fit in memory even alone",
 }
 
 

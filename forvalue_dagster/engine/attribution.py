@@ -1,20 +1,25 @@
-"""Pairwise values of two sets of rows: which training row helps which validation row."""
+"""Pairwise values: which training row helps which validation row, and which hurts it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import polars as pl
 import torch
 from torch import Tensor
 
+from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS, read_features
+from forvalue_dagster.engine.fingerprint import refuse_strangers
 from forvalue_dagster.engine.forward import PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.valuation.feature_value import feature_pairs
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.profile import ValidationProfile
 
 # Hidden states of this many training positions are gathered before their pairs are computed:
 # the validation side is swept once for each gathering.
@@ -29,7 +34,7 @@ def pairwise(
     validation: pl.DataFrame,
     options: ValuationOptions,
 ) -> Tensor:
-    """Return the value of every training row for every validation row [N, M], float64.
+    """Return the exact value of every training row for every validation row [N, M], float64.
 
     The last hidden states of all validation positions are held, and those of
     `GATHERED_POSITIONS` training positions. A row that cannot be scored is NaN throughout.
@@ -39,16 +44,138 @@ def pairwise(
         raise ValueError("No validation row can be scored; see the log for the reasons.")
     ((validation_rows, against),) = gathered
     hidden = against.hidden.double()
-    preconditioner = Preconditioner(options.preconditioner, options.damping)
-    whitening = preconditioner.whitening(hidden.T @ hidden / len(hidden))
-    if whitening is not None:
-        whitening = whitening.to(against.hidden.dtype)
+    metric = _preconditioner(options).metric(hidden.mean(dim=0), hidden.T @ hidden / len(hidden))
+    metric = metric.to(against.hidden)
     pairs = torch.full((len(training), len(validation)), torch.nan, dtype=torch.float64)
     passes = forward_pass(loaded, training, options)
     for rows, positions in _gather(passes, "training", GATHERED_POSITIONS):
-        values = pairwise_values(loaded.unembedding, positions, against, whitening)
+        values = pairwise_values(loaded.unembedding, positions, against, metric)
         pairs[torch.tensor(rows)[:, None], torch.tensor(validation_rows)] = values
     return pairs
+
+
+def pairs_from_features(
+    features: pl.LazyFrame, profile: ValidationProfile, options: ValuationOptions
+) -> Iterator[tuple[pl.DataFrame, Tensor]]:
+    """Yield (scored lines of a feature table, their pairs [n, M] with `profile.rows`).
+
+    Raises:
+        FingerprintMismatchError: if features and profile were not made alike.
+        ValueError: if the profile keeps no features of its rows.
+    """
+    if profile.features is None:
+        raise ValueError("The profile keeps no token features of its rows, so there are no pairs.")
+    metric = _preconditioner(options).metric(profile.hidden_mean, profile.hidden_second_moment)
+    metric = metric.to(torch.empty(0, device=profile.hidden_mean.device))
+    rows = features.select(pl.len()).collect().item()
+    for first in range(0, rows, options.window_rows):
+        window = features.slice(first, options.window_rows).collect()
+        window = window.filter(pl.col("status") == "scored")
+        if len(window):
+            for mark in window["fingerprint"].unique():
+                refuse_strangers(mark, profile.fingerprint)
+            pairs = feature_pairs(read_features(window), profile.features, metric)
+            yield window.select(PLAIN_COLUMNS), pairs
+
+
+def attribute(
+    pairs: Iterable[tuple[pl.DataFrame, Tensor]],
+    validation: pl.DataFrame,
+    top: int,
+    per: Literal["validation", "training"],
+) -> pl.DataFrame:
+    """Name the strongest pairs of each row of one side.
+
+    Args:
+        pairs: (places of training rows: shard, row, sample_id; their values [n, M]).
+        validation: shard, row and sample_id of the M validation rows.
+        top: how many pairs to name for each row, and for each effect.
+        per: "validation" names, for each validation row, the training rows that help and hurt
+            it most; "training" the reverse.
+
+    Returns:
+        The columns of `engine.columns.ATTRIBUTION_COLUMNS`.
+    """
+    identity = validation.select(
+        validation_row=pl.col("row"), validation_sample_id=pl.col("sample_id")
+    )
+    over = ["validation_row"] if per == "validation" else ["shard", "row"]
+    best: pl.DataFrame | None = None
+    for places, values in pairs:
+        candidates = pl.concat(
+            _strongest(places, identity, values, top, per, largest) for largest in (True, False)
+        )
+        if best is not None:
+            candidates = pl.concat([best, candidates])
+        strength = pl.when(pl.col("effect") == "helps").then(-pl.col("value")).otherwise("value")
+        order = [strength, "sample_id", "shard", "row", "validation_row"]
+        rank = pl.int_range(1, pl.len() + 1).over([*over, "effect"], order_by=order)
+        best = candidates.with_columns(rank=rank).filter(pl.col("rank") <= top)
+    if best is None:
+        raise ValueError("No training row is scored, so no pair has a value.")
+    return best.sort([*over, "effect", "rank"])
+
+
+def refine_attribution(
+    attributed: pl.DataFrame,
+    exact: Callable[[pl.DataFrame], Tensor],
+    validation: pl.DataFrame,
+    top: int,
+) -> pl.DataFrame:
+    """Compute the pairs of candidates exactly and rank them again, for each validation row.
+
+    Args:
+        attributed: from `attribute(per="validation")`, with more candidates than are wanted.
+        exact: maps places (shard, row, sample_id) to exact pairs [n, M].
+        validation: shard, row and sample_id of the M validation rows.
+        top: how many to keep.
+    """
+    places = attributed.select("shard", "row", "sample_id").unique(maintain_order=True)
+    pairs = exact(places)
+    candidates = attributed.select("validation_row", "shard", "row").unique()
+    ranked = attribute([(places, pairs)], validation, len(places), "validation")
+    chosen = ranked.join(candidates, on=["validation_row", "shard", "row"], how="semi")
+    rank = pl.int_range(1, pl.len() + 1).over(["validation_row", "effect"], order_by="rank")
+    chosen = chosen.with_columns(rank=rank).filter(pl.col("rank") <= top)
+    return chosen.sort("validation_row", "effect", "rank")
+
+
+def _strongest(
+    places: pl.DataFrame,
+    validation: pl.DataFrame,
+    values: Tensor,
+    top: int,
+    per: Literal["validation", "training"],
+    largest: bool,
+) -> pl.DataFrame:
+    dimension = 0 if per == "validation" else 1
+    count = min(top, values.shape[dimension])
+    chosen, index = values.topk(count, dim=dimension, largest=largest)
+    other = torch.arange(values.shape[1 - dimension])
+    other = (other[None, :] if dimension == 0 else other[:, None]).expand_as(index)
+    training, against = (index, other) if dimension == 0 else (other, index)
+    return pl.concat(
+        [
+            validation[against.flatten().numpy()],
+            pl.DataFrame({"effect": ["helps" if largest else "hurts"] * index.numel()}),
+            places.select("shard", "row", "sample_id")[training.flatten().numpy()],
+            pl.DataFrame({"value": chosen.flatten().numpy()}),
+        ],
+        how="horizontal",
+    ).select(
+        "validation_row",
+        "validation_sample_id",
+        "effect",
+        pl.lit(0, pl.Int64).alias("rank"),
+        "shard",
+        "row",
+        "sample_id",
+        "value",
+    )
+
+
+def _preconditioner(options: ValuationOptions) -> Preconditioner:
+    return Preconditioner(options.preconditioner, options.damping, options.centre)
 
 
 def _gather(

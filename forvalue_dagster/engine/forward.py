@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
@@ -11,6 +11,12 @@ from torch import Tensor
 
 from forvalue_dagster.data.batching import Batch, batches
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding, SkippedRow
+from forvalue_dagster.engine.memory import (
+    TokenBudget,
+    is_out_of_memory,
+    memory_limit,
+    release_cached_memory,
+)
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.prediction_error import ResponsePositions
@@ -42,19 +48,26 @@ class Unscored:
 
 
 def forward_pass(
-    loaded: LoadedModel, frame: pl.DataFrame, options: ValuationOptions
+    loaded: LoadedModel,
+    frame: pl.DataFrame,
+    options: ValuationOptions,
+    budget: TokenBudget | None = None,
 ) -> Iterator[PassedRows | Unscored]:
     """Pass canonical rows through the model; every row comes out once, in no particular order.
 
     Memory holds one window of token lists and one batch of activations, however many rows come.
+    Where a batch does not fit in memory its rows are passed again in smaller ones, and so are all
+    that follow; a row that does not fit alone comes out unscored.
 
     Args:
         loaded: the model.
         frame: canonical rows.
         options: tokens, batch and window sizes.
+        budget: of a pass that goes on; a new one starts with `options.batch_tokens`.
     """
     encoding = Encoding(options.tokens, loaded.max_length, loaded.chat_template)
     encoder = ConversationEncoder(loaded.tokenizer, encoding)
+    budget = budget or TokenBudget(options.batch_tokens)
     for first in range(0, len(frame), options.window_rows):
         window = frame.slice(first, options.window_rows)
         indices: list[int] = []
@@ -67,12 +80,46 @@ def forward_pass(
             else:
                 indices.append(index)
                 encoded.append(row)
-        for batch in batches(encoded, options.batch_tokens):
+        for batch, positions in _fitting_batches(loaded, encoded, budget, options.memory_limit_gb):
+            if positions is None:
+                (place,) = batch.rows
+                yield Unscored(indices[place], "out_of_memory", encoded[place].truncated)
+                continue
             yield PassedRows(
                 rows=tuple(indices[place] for place in batch.rows),
                 truncated=tuple(encoded[place].truncated for place in batch.rows),
-                positions=response_positions(loaded, batch),
+                positions=positions,
             )
+
+
+def _fitting_batches(
+    loaded: LoadedModel,
+    encoded: Sequence[EncodedRow],
+    budget: TokenBudget,
+    memory_limit_gb: float | None,
+) -> Iterator[tuple[Batch, ResponsePositions | None]]:
+    """Yield batches with their positions; None for a single row that does not fit in memory."""
+    left = list(range(len(encoded)))
+    while left:
+        tried = left
+        for batch in batches([encoded[index] for index in tried], budget.tokens):
+            batch = replace(batch, rows=tuple(tried[place] for place in batch.rows))
+            positions = None
+            try:
+                with memory_limit(memory_limit_gb, loaded.device):
+                    positions = response_positions(loaded, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if positions is None:
+                # Only here is the exception gone, and the activations that it held.
+                release_cached_memory(loaded.device)
+                if len(batch.rows) > 1:
+                    budget.halve(batch.input_ids.size)
+                    break
+            yield batch, positions
+            done = set(batch.rows)
+            left = [index for index in left if index not in done]
 
 
 @torch.inference_mode()

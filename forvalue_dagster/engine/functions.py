@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from forvalue_dagster.data.read import Rows, read_rows
 from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.engine.attribution import pairwise
+from forvalue_dagster.engine.feature_scoring import score_features
+from forvalue_dagster.engine.features import feature_parts
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.valuation.profile import ValidationProfile
 
 Model = str | ModelConfig | LoadedModel
 
@@ -52,7 +56,7 @@ def value_dataset(
         ModelLoadError: if the model is not to be had.
         UnknownUnembeddingError: if the model's logits are not understood.
     """
-    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens)
+    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens=batch_tokens)
     loaded = _loaded(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
@@ -76,7 +80,7 @@ def pairwise_values(
     Returns:
         [N, M] float64; a row that cannot be scored is NaN, with the reason in the log.
     """
-    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens)
+    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens=batch_tokens)
     pairs = pairwise(
         _loaded(model),
         read_rows(train, columns=columns),
@@ -84,6 +88,79 @@ def pairwise_values(
         options,
     )
     return pairs.numpy()
+
+
+def sample_features(
+    rows: Rows,
+    *,
+    model: Model = EMBEDDED,
+    tokens: Literal["response", "all"] = "response",
+    features: FeaturePrecision | None = None,
+    batch_tokens: int = 2048,
+    columns: Columns | None = None,
+) -> pl.DataFrame:
+    """Compute what one forward pass says of each row, to be valued later without the model.
+
+    Args:
+        rows: a data file or a folder of them, a frame, or a list of dicts.
+        model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
+        tokens: keep the "response" or "all" tokens.
+        features: how much of each token is kept.
+        batch_tokens: tokens in a batch, padding included.
+        columns: where the conversations are kept; detected by default.
+
+    Returns:
+        One row for each input row, in order: forward statistics, token features, status and
+        reason (`engine.feature_table`).
+    """
+    options = ValuationOptions(
+        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
+    )
+    frame = read_rows(rows, columns=columns)
+    return pl.concat(feature_parts(_loaded(model), frame, options))
+
+
+def validation_profile(
+    validation: Rows,
+    *,
+    model: Model = EMBEDDED,
+    tokens: Literal["response", "all"] = "response",
+    features: FeaturePrecision | None = None,
+    batch_tokens: int = 2048,
+    columns: Columns | None = None,
+) -> ValidationProfile:
+    """Put trusted rows in closed form for `value_features`; arguments as of `sample_features`."""
+    options = ValuationOptions(
+        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
+    )
+    return build_profile(_loaded(model), read_rows(validation, columns=columns), options)[0]
+
+
+def value_features(
+    features: pl.DataFrame | pl.LazyFrame,
+    profile: ValidationProfile,
+    *,
+    preconditioner: Literal["none", "activation"] = "activation",
+    damping: float = 0.1,
+    centre: bool = False,
+) -> pl.DataFrame:
+    """Value rows by their features; no model is loaded.
+
+    Args:
+        features: from `sample_features`; a lazy frame is read in windows.
+        profile: from `validation_profile`, with the same model and options.
+        preconditioner: "activation", or "none" for the paper's plain score.
+        damping: of the preconditioner, relative to the mean eigenvalue.
+        centre: subtract the validation tokens' mean hidden state first.
+
+    Returns:
+        The columns of `value_dataset`, with value_source "features".
+
+    Raises:
+        FingerprintMismatchError: if features and profile were not made alike.
+    """
+    options = ValuationOptions(preconditioner=preconditioner, damping=damping, centre=centre)
+    return score_features(features.lazy(), profile, options)
 
 
 def _loaded(model: Model) -> LoadedModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from forvalue_dagster.valuation.precision import FeaturePrecision
 
 
 @dataclass(frozen=True)
@@ -15,19 +17,73 @@ class ValuationOptions:
         preconditioner: "activation" measures values in the metric of the hidden states' second
             moment; "none" is the paper's plain score.
         damping: of the preconditioner, relative to the mean eigenvalue.
+        centre: compare hidden states after subtracting the validation tokens' mean.
         batch_tokens: tokens in a batch, padding included. Changes speed and memory, never a
             score beyond rounding.
-        window_rows: rows that are tokenised at a time and sorted by length among themselves.
+        window_rows: rows that are tokenised at a time, sorted by length among themselves, and
+            stored as one part of a feature table.
+        memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
+            10⁹ bytes of the process on a CPU, of torch on a GPU.
+        features: how much of each token the features keep.
     """
 
     tokens: Literal["response", "all"] = "response"
     preconditioner: Literal["none", "activation"] = "activation"
     damping: float = 0.1
+    centre: bool = False
     batch_tokens: int = 2048
     window_rows: int = 1024
+    memory_limit_gb: float | None = None
+    features: FeaturePrecision = field(default_factory=FeaturePrecision)
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         for name in ("batch_tokens", "window_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.memory_limit_gb is not None and not self.memory_limit_gb > 0:
+            raise ValueError(f"memory_limit_gb must be positive; got {self.memory_limit_gb}.")
+
+
+@dataclass(frozen=True)
+class Refine:
+    """How far rows near the selection's boundary are computed again, exactly.
+
+    Attributes:
+        max_share: at most this share of the scored rows goes through the model again.
+        first_rows: rows nearest to the boundary that are computed first; the errors seen on
+            them give the first band.
+        safety: the band is the largest error seen so far times this.
+    """
+
+    max_share: float = 0.25
+    first_rows: int = 32
+    safety: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not 0 < self.max_share <= 1:
+            raise ValueError(f"max_share must lie in (0, 1]; got {self.max_share}.")
+        if self.first_rows < 1:
+            raise ValueError(f"first_rows must be at least 1; got {self.first_rows}.")
+        if not self.safety >= 1:
+            raise ValueError(f"safety must be at least 1; got {self.safety}.")
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Which pairs of training and validation rows are named.
+
+    Attributes:
+        top: for each row of one side, this many rows of the other that help it most, and this
+            many that hurt it most.
+        exact: compute the pairs of twice as many candidates again with the model.
+    """
+
+    top: int = 10
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.top < 1:
+            raise ValueError(f"top must be at least 1; got {self.top}.")

@@ -8,13 +8,22 @@ from typing import Literal
 
 import polars as pl
 
+from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+
+RANKED_BELOW = "ranked below the limit"
+_TIES = ["sample_id", "shard", "row"]
+
 
 @dataclass(frozen=True)
 class Selection:
     """A policy. Thresholds first, then the best rows up to the smallest of the limits given.
 
     Attributes:
-        by: the column that ranks rows, larger first.
+        by: the score that ranks rows, larger first.
+        across_groups: how the values of several validation groups become one rank. "pooled":
+            every validation row counts alike; "mean": every group does; "maximum": a row is worth
+            what it gives the group it helps most; "balanced": the groups choose in turn, each its
+            best row that is left.
         keep_fraction: at most this share of the scored rows.
         keep_count: at most so many rows.
         token_budget: at most so many response tokens.
@@ -24,6 +33,7 @@ class Selection:
     """
 
     by: Literal["value", "value_per_token", "alignment"] = "value"
+    across_groups: Literal["pooled", "mean", "maximum", "balanced"] = "pooled"
     keep_fraction: float | None = None
     keep_count: int | None = None
     token_budget: int | None = None
@@ -33,6 +43,11 @@ class Selection:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
+        if self.by == "alignment" and self.across_groups != "pooled":
+            raise ValueError(
+                f"Rows have one alignment, not one for each group; across_groups is "
+                f"{self.across_groups!r}. Rank by value or value_per_token, or leave it 'pooled'."
+            )
         if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
             raise ValueError(f"keep_fraction must lie in (0, 1]; got {self.keep_fraction}.")
         for name in ("keep_count", "token_budget"):
@@ -76,13 +91,37 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     return _limit(decided, selection, scored_rows=scores.filter(scored).height)
 
 
+def rank_score(scores: pl.DataFrame, selection: Selection) -> pl.Expr:
+    """Return the expression that ranks the rows in question, larger first."""
+    groups = [
+        name
+        for name in scores.columns
+        if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
+    ]
+    if selection.across_groups == "pooled" or not groups:
+        return pl.col(selection.by)
+    per_token = selection.by == "value_per_token"
+    values = [pl.col(name) / (pl.col("response_tokens") if per_token else 1) for name in groups]
+    if selection.across_groups == "mean":
+        return pl.mean_horizontal(values)
+    if selection.across_groups == "maximum":
+        return pl.max_horizontal(values)
+    # A row's turn comes with the group that would take it first.
+    turns = [
+        pl.struct(-value, *_TIES).rank("ordinal").cast(pl.Int64).alias(name)
+        for name, value in zip(groups, values, strict=True)
+    ]
+    return -pl.min_horizontal(turns)
+
+
 def _limit(decided: pl.DataFrame, selection: Selection, scored_rows: int) -> pl.DataFrame:
     """Drop what ranks below the limits."""
     # The hash breaks ties, so that the order of rows and shards decides nothing.
     ranked = (
         decided.with_row_index("place")
         .filter(pl.col("drop_reason").is_null())
-        .sort([selection.by, "sample_id", "shard", "row"], descending=[True, False, False, False])
+        .with_columns(rank_score(decided, selection).alias("rank score"))
+        .sort(["rank score", *_TIES], descending=[True, False, False, False])
     )
     count = ranked.height
     if selection.keep_fraction is not None:
@@ -95,6 +134,6 @@ def _limit(decided: pl.DataFrame, selection: Selection, scored_rows: int) -> pl.
     beyond = ranked["place"][count:].implode()
     return decided.with_columns(
         drop_reason=pl.when(pl.int_range(pl.len()).is_in(beyond))
-        .then(pl.lit("ranked below the limit"))
+        .then(pl.lit(RANKED_BELOW))
         .otherwise("drop_reason")
     )

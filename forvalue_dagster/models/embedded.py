@@ -31,7 +31,7 @@ def embedded_model_directory() -> Path:
         EmbeddedModelMissingError: saying what to install.
     """
     gguf, version = _gguf_file()
-    target = _cache_root() / f"{gguf.stem}-{version}"
+    target = cache_root() / f"{gguf.stem}-{version}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
@@ -46,7 +46,8 @@ def embedded_model_directory() -> Path:
     return target
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """Return the folder for what is made once on a machine: $FORVALUE_CACHE, or a default."""
     if configured := os.environ.get("FORVALUE_CACHE"):
         return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import gc
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
+from forvalue_dagster.models.fingerprint import (
+    ModelFingerprint,
+    fingerprint_model,
+    fingerprint_tensors,
+)
 from forvalue_dagster.valuation.unembedding import (
     Unembedding,
     output_head,
@@ -36,6 +42,7 @@ class LoadedModel:
         unembedding: W, b and f, verified against the model's own logits.
         max_length: the window, in tokens.
         chat_template: what the configuration asked for.
+        adapter: hash of the adapter that was merged into the model, or None.
     """
 
     model: nn.Module
@@ -43,11 +50,17 @@ class LoadedModel:
     unembedding: Unembedding
     max_length: int
     chat_template: str | None = None
+    adapter: str | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the unembedding lies, and the pass with it."""
         return self.unembedding.weight.device
+
+    @cached_property
+    def fingerprint(self) -> ModelFingerprint:
+        """Hashes of weights, adapter and tokenizer, taken when first asked for."""
+        return fingerprint_model(self.model, self.tokenizer, self.adapter)
 
 
 @lru_cache(maxsize=1)
@@ -57,6 +70,20 @@ def load_model(config: ModelConfig) -> LoadedModel:
     Raises:
         ModelLoadError: if something is missing.
         UnknownUnembeddingError: if its logits are not a known function of the last hidden state.
+    """
+    model, tokenizer = load_base(config)
+    adapter = None
+    if config.adapter is not None:
+        model, adapter = _merge_adapter(model, config)
+    loaded = prepare_model(model, tokenizer, config.max_length, config.chat_template)
+    return replace(loaded, adapter=adapter)
+
+
+def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
+    """Load the model on its device, and its tokenizer, without the adapter.
+
+    Raises:
+        ModelLoadError: if something is missing.
     """
     path = str(embedded_model_directory()) if config.name == EMBEDDED else config.name
     options: dict[str, Any] = {
@@ -75,9 +102,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
             "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
         ) from error
-    if config.adapter is not None:
-        model = _merge_adapter(model, config)
-    return prepare_model(model.to(device), tokenizer, config.max_length, config.chat_template)
+    return model.to(device), tokenizer
+
+
+def release_model() -> None:
+    """Forget the model that `load_model` keeps, and give its memory back to the device."""
+    load_model.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def prepare_model(
@@ -100,13 +133,22 @@ def prepare_model(
     unembedding = verified_unembedding(
         model, {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
     )
+    window = window_of(model, max_length)
+    return LoadedModel(model, tokenizer, unembedding, window, chat_template)
+
+
+def window_of(model: nn.Module, max_length: int | None) -> int:
+    """Return the window in tokens: the one asked for, or the model's own, at most 4,096.
+
+    Raises:
+        ModelLoadError: if more is asked for than the model has.
+    """
     own = getattr(model.config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW
     if max_length is not None and max_length > own:
         raise ModelLoadError(
             f"max_length is {max_length}, but the model's window is {own} tokens; lower it."
         )
-    window = max_length or min(own, LONGEST_DEFAULT_WINDOW)
-    return LoadedModel(model, tokenizer, unembedding, window, chat_template)
+    return max_length or min(own, LONGEST_DEFAULT_WINDOW)
 
 
 def _device(name: str) -> torch.device:
@@ -122,9 +164,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _merge_adapter(model: nn.Module, config: ModelConfig) -> nn.Module:
-    """Put a PEFT adapter on the model and merge it, so that the head is a plain layer again."""
-    from peft import PeftConfig, PeftModel
+def _merge_adapter(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, str]:
+    """Put a PEFT adapter on the model and merge it, so that the head is a plain layer again.
+
+    Returns:
+        The merged model, and the hash of the adapter's tensors.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     adapter = str(config.adapter)
     try:
@@ -136,6 +182,7 @@ def _merge_adapter(model: nn.Module, config: ModelConfig) -> nn.Module:
         adapted = PeftModel.from_pretrained(
             model, adapter, local_files_only=config.local_files_only
         )
+        digest = fingerprint_tensors(get_peft_model_state_dict(adapted))
         merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         exists = "exists" if Path(adapter).exists() else "is no local directory"
@@ -143,7 +190,7 @@ def _merge_adapter(model: nn.Module, config: ModelConfig) -> nn.Module:
             f"Adapter {adapter!r} ({exists}) cannot be put on {config.name!r}: {error}. Expected "
             "a PEFT adapter with adapter_config.json and safetensors weights."
         ) from error
-    return merged
+    return merged, digest
 
 
 def _untie_head(model: nn.Module) -> None:

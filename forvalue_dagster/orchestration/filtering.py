@@ -13,10 +13,16 @@ import polars as pl
 from forvalue_dagster.data.read import DESCRIPTIONS, source_lines
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.selection import select_rows
-from forvalue_dagster.orchestration.assets import CODE_VERSION
-from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.resources import GatePolicy, SelectionPolicy, Storage
+from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
+from forvalue_dagster.orchestration.resources import (
+    GatePolicy,
+    SelectionPolicy,
+    Storage,
+    Valuation,
+)
+from forvalue_dagster.orchestration.warm_up import model_dependency
 from forvalue_dagster.quality.verdicts import ShardVerdict, judge_shard
 from forvalue_dagster.storage.atomic import atomic_write
 
@@ -26,7 +32,7 @@ _KEPT_SCORES = ["value", "alignment", "value_per_token", "nll", "response_tokens
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
-def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
+def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
     Beside the tables lie `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
@@ -37,6 +43,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
     # A shard that is registered but not valued yet is named in the manifest, not an I/O error.
     every_shard = {"allow_missing_partitions": True}
+    refining = plan.refine is not None
     table: dict[str, Any] = {
         "dagster_type": pl.LazyFrame,
         "io_manager_key": "parquet_io_manager",
@@ -67,6 +74,11 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
                 **table,
             ),
         },
+        deps=[naming.key("validation_profile"), *model_dependency(naming, plan)]
+        if refining
+        else [],
+        pool=plan.pool if refining else None,
+        op_tags=plan.op_tags if refining else None,
         check_specs=[
             dg.AssetCheckSpec(
                 CERTIFIED,
@@ -84,6 +96,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
         selection: SelectionPolicy,
         gate: GatePolicy,
         storage: Storage,
+        valuation: Valuation,
     ) -> Iterator[dg.Output[pl.LazyFrame] | dg.AssetCheckResult]:
         scores = {
             shard: table.collect()
@@ -95,6 +108,24 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
         verdicts = [judge_shard(name, rows, gate.max_noise_share) for name, rows in scores.items()]
         _stop_or_exclude(context, verdicts, missing, gate.on_blocked_shard)
 
+        refinement = None
+        passed = {v.shard: scores[v.shard] for v in verdicts if v.passed}
+        if plan.refine is not None and passed:
+            refined, refinement = refine_shards(
+                passed,
+                raw_finetuning_data,
+                selection.selection(),
+                plan.refine,
+                naming=naming,
+                plan=plan,
+                valuation=valuation,
+                storage=storage,
+            )
+            scores |= refined
+            context.log.info(
+                f"{refinement.refined} of {refinement.rows} rows computed exactly; the boundary "
+                f"of the selection is {refinement.boundary}."
+            )
         decided = _decide(scores, verdicts, selection)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
@@ -106,6 +137,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
             "missing_shards": missing,
             "on_blocked_shard": gate.on_blocked_shard,
             "selection": asdict(selection.selection()),
+            "refinement": refinement and asdict(refinement),
             "rows": {"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
         }
         files = {
@@ -124,6 +156,7 @@ def build_filtered_dataset(naming: Naming) -> dg.AssetsDefinition:
                 "dagster/row_count": len(kept),
                 "response_tokens": int(kept["response_tokens"].sum()),
                 "shards": _shard_table(verdicts),
+                **(describe_refinement(refinement) if refinement else {}),
                 "values": histogram(
                     {"kept": kept["value"], "dropped": dropped["value"]},
                     title="Value of the rows kept and dropped",
@@ -200,9 +233,8 @@ def _decide(
         )
     selected = select_rows(pl.concat(passed, how="diagonal"), selection.selection())
     decided = pl.concat([selected, *blocked], how="diagonal")
-    groups = [name for name in decided.columns if name.startswith("value_")]
-    own = [*PLACE, *dict.fromkeys([*_KEPT_SCORES, *groups]), "drop_reason"]
-    return decided.select(name for name in own if name != "value_source")
+    values = [name for name in decided.columns if name.startswith("value_")]
+    return decided.select(*PLACE, *dict.fromkeys([*_KEPT_SCORES, *values]), "drop_reason")
 
 
 def _with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +19,7 @@ from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+from forvalue_dagster.valuation.precision import FeaturePrecision
 
 if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
@@ -120,20 +124,73 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
     damping: float = Field(
         default=0.1, gt=0, description="Of the preconditioner, relative to the mean eigenvalue."
     )
+    centre: bool = Field(
+        default=False,
+        description="Compare hidden states after subtracting the validation tokens' mean.",
+    )
     batch_tokens: int = Field(
         default=2048, ge=1, description="Tokens in a batch, padding included."
     )
+    window_rows: int = Field(
+        default=512,
+        ge=1,
+        description="Rows that are batched among themselves; a killed feature pass loses at most "
+        "so many.",
+    )
+    memory_limit_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Halve batches that need more: 10⁹ bytes of the process, or of a GPU.",
+    )
+    top_errors: int = Field(
+        default=16, ge=1, description="Prediction errors that features keep of each token."
+    )
+    hidden: Literal["int8", "float16", "float32"] = Field(
+        default="int8", description="How features keep last hidden states."
+    )
+    fidelity_rows: int = Field(
+        default=50,
+        ge=2,
+        description="Rows of each shard that are also valued exactly, to measure the features.",
+    )
+    min_fidelity: float = Field(
+        default=0.99,
+        ge=-1,
+        le=1,
+        description="Rank correlation with the exact values below which the check warns.",
+    )
 
-    def load(self) -> LoadedModel:
-        """Load the model, once a process."""
-        from forvalue_dagster.models.loading import load_model
-
+    def config(self, adapter: Path | None = None) -> ModelConfig:
+        """Return the model's configuration, with an adapter trained here if one is given."""
         names = ModelConfig.__dataclass_fields__
-        return load_model(ModelConfig(**{name: getattr(self, name) for name in names}))
+        config = ModelConfig(**{name: getattr(self, name) for name in names})
+        return config if adapter is None else replace(config, adapter=str(adapter))
+
+    @contextmanager
+    def session(self, adapter: Path | None = None) -> Iterator[LoadedModel]:
+        """Lend the model, loaded once a process; a cancelled run gives its memory back."""
+        from forvalue_dagster.models.loading import load_model, release_model
+
+        try:
+            yield load_model(self.config(adapter))
+        except Exception:
+            raise
+        except BaseException:  # cancelled: the process may live on, with the device in its hand
+            release_model()
+            raise
 
     def options(self) -> ValuationOptions:
         """Return how rows are valued."""
-        return ValuationOptions(self.tokens, self.preconditioner, self.damping, self.batch_tokens)
+        return ValuationOptions(
+            tokens=self.tokens,
+            preconditioner=self.preconditioner,
+            damping=self.damping,
+            centre=self.centre,
+            batch_tokens=self.batch_tokens,
+            window_rows=self.window_rows,
+            memory_limit_gb=self.memory_limit_gb,
+            features=FeaturePrecision(self.top_errors, self.hidden),
+        )
 
 
 class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
@@ -141,6 +198,11 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
 
     by: Literal["value", "value_per_token", "alignment"] = Field(
         default="value", description="The score that ranks rows."
+    )
+    across_groups: Literal["pooled", "mean", "maximum", "balanced"] = Field(
+        default="pooled",
+        description="With validation groups: count every validation row alike, every group alike, "
+        "take a row's best group, or let the groups choose in turn.",
     )
     keep_fraction: float | None = Field(
         default=0.5, gt=0, le=1, description="At most this share of the scored rows."
@@ -185,6 +247,11 @@ class Storage(dg.ConfigurableResource["Storage"]):
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to universal-pathlib, for object stores."
     )
+
+    @staticmethod
+    def local(path: Path) -> UPath:
+        """Return a local path in the form that atomic writes take."""
+        return UPath(path)
 
     def path(self, *parts: str) -> UPath:
         """Return a path below the base folder."""

@@ -7,11 +7,14 @@ from typing import Any, get_origin
 
 import dagster as dg
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from dagster_polars import PolarsParquetIOManager
 from dagster_polars.io_managers.parquet import _remap_fsspec_storage_options
 from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.parts import StoredParts
 
 
 class ParquetIOManager(PolarsParquetIOManager):
@@ -30,6 +33,22 @@ class ParquetIOManager(PolarsParquetIOManager):
         """Write a lazy frame without holding it."""
         with atomic_write(path) as stream:
             df.sink_parquet(stream, compression="zstd")
+
+    def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
+        """Write a frame, or the parts of a table one row group each; these are then removed."""
+        if not isinstance(obj, StoredParts):
+            super().dump_to_path(context, obj, path)
+            return
+        frames = obj.frames()
+        first = _arrow(next(frames))
+        with (
+            atomic_write(path) as stream,
+            pq.ParquetWriter(stream, first.schema, compression="zstd") as writer,
+        ):
+            writer.write_table(first)
+            for frame in frames:
+                writer.write_table(_arrow(frame))
+        obj.clear()
 
     def scan_df_from_path(
         self, path: UPath, context: dg.InputContext, partition_key: str | None = None
@@ -50,11 +69,13 @@ class ParquetIOManager(PolarsParquetIOManager):
         return {key: frame for key, frame in loaded.items() if frame is not None}
 
     def get_metadata(
-        self, context: dg.OutputContext, obj: pl.DataFrame | pl.LazyFrame | None
+        self, context: dg.OutputContext, obj: pl.DataFrame | pl.LazyFrame | StoredParts | None
     ) -> dict[str, dg.MetadataValue]:
         """Describe the columns and count the rows."""
         if obj is None:
             return {}
+        if isinstance(obj, StoredParts):
+            obj = pl.LazyFrame(schema=obj.schema)
         described: Mapping[str, str] = context.definition_metadata.get("descriptions", {})
         metadata: dict[str, dg.MetadataValue] = {
             "dagster/column_schema": dg.MetadataValue.table_schema(
@@ -71,3 +92,8 @@ class ParquetIOManager(PolarsParquetIOManager):
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    # The oldest layout: readers other than polars may not know string views.
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from forvalue_dagster.valuation.preconditioner import Metric
 from forvalue_dagster.valuation.prediction_error import (
     VOCABULARY_BLOCK,
     PredictionErrors,
@@ -29,22 +30,22 @@ def pairwise_values(
     unembedding: Unembedding,
     training: ResponsePositions,
     validation: ResponsePositions,
-    whitening: Tensor | None = None,
+    metric: Metric | None = None,
 ) -> Tensor:
-    """Return ⟨G_i L, G_v L⟩ for all pairs [N, M], float64 on the CPU.
+    """Return ⟨G_i, G_v⟩ in the metric for all pairs [N, M], float64 on the CPU.
 
     Args:
         unembedding: the model's.
         training: response positions of N rows.
         validation: response positions of M rows.
-        whitening: L of the preconditioner [D, D], in the dtype of the hidden states, or None.
+        metric: of the preconditioner, in the dtype of the hidden states; None for the plain one.
     """
     rows = len(training.lengths) + len(validation.lengths)
     row_bytes = unembedding.width * training.hidden.element_size()
     block = min(max(GRADIENT_BYTES // (rows * row_bytes), 16), VOCABULARY_BLOCK)
     pairs = torch.zeros(len(training.lengths), len(validation.lengths), dtype=torch.float64)
     sides = (
-        _gradient_blocks(unembedding, positions, whitening, block)
+        _gradient_blocks(unembedding, positions, metric or Metric(), block)
         for positions in (training, validation)
     )
     for training_block, validation_block in zip(*sides, strict=True):
@@ -53,11 +54,11 @@ def pairwise_values(
 
 
 def _gradient_blocks(
-    unembedding: Unembedding, positions: ResponsePositions, whitening: Tensor | None, block: int
+    unembedding: Unembedding, positions: ResponsePositions, metric: Metric, block: int
 ) -> Iterator[Tensor]:
     """Yield the rows' gradients of one vocabulary block after another [rows, block × D]."""
     errors = PredictionErrors(unembedding, positions, block=block)
-    hidden = positions.hidden if whitening is None else positions.hidden @ whitening
+    hidden = metric.apply(positions.hidden)
     # Rows side by side, so that all their gradients are one batched product. Padding repeats a
     # row's own last position, with a hidden state of zero.
     lengths = torch.tensor(positions.lengths, device=hidden.device)

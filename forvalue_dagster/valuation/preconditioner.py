@@ -1,10 +1,11 @@
-"""The activation preconditioner: value in the metric of the hidden states' second moment.
+"""The metric that hidden states are compared in: centred or not, whitened or not.
 
     A = mean_t h_t h_tᵀ,   P = (A + λ·tr(A)/D·I)⁻¹,   value_P(i) = Σ_t e_tᵀ (Ḡ P) h_t
 
 The activation factor of K-FAC at the unembedding: last hidden states are dominated by a few
 directions, and a plain inner product mostly compares those. With P = L Lᵀ the whole method is
-the plain one on whitened states h̃ = Lᵀ h, norms and pairs included; so this module only makes L.
+the plain one on states h̃ = Lᵀ (h − μ), norms and pairs included; so this module only makes μ and
+L. Without centring μ = 0; with it A is the covariance.
 """
 
 from __future__ import annotations
@@ -17,16 +18,44 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What is done to hidden states before they are compared.
+
+    Attributes:
+        mean: μ [D], or None.
+        whitening: L [D, D], or None.
+    """
+
+    mean: Tensor | None = None
+    whitening: Tensor | None = None
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """Return h̃ = Lᵀ (h − μ) for hidden states [P, D]; both sides of the same dtype."""
+        if self.mean is not None:
+            hidden = hidden - self.mean
+        return hidden if self.whitening is None else hidden @ self.whitening
+
+    def to(self, like: Tensor) -> Metric:
+        """Return the metric in the dtype and on the device of a tensor."""
+        return Metric(
+            None if self.mean is None else self.mean.to(like),
+            None if self.whitening is None else self.whitening.to(like),
+        )
+
+
+@dataclass(frozen=True)
 class Preconditioner:
     """Which metric values are measured in.
 
     Attributes:
         kind: "none" is the paper's score, "activation" the preconditioned one.
         damping: λ, relative to the mean eigenvalue of A; unused for "none".
+        centre: subtract the validation tokens' mean hidden state.
     """
 
     kind: Literal["none", "activation"] = "activation"
     damping: float = 0.1
+    centre: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -37,17 +66,21 @@ class Preconditioner:
         if not self.damping > 0:
             raise ValueError(f"damping must be positive; got {self.damping}.")
 
-    def whitening(self, second_moment: Tensor) -> Tensor | None:
-        """Return L [D, D] in float64 with P = L Lᵀ, to be used as H @ L; None for "none".
+    def metric(self, hidden_mean: Tensor, second_moment: Tensor) -> Metric:
+        """Return μ and L in float64, with P = L Lᵀ.
 
         Args:
-            second_moment: A [D, D], float64.
+            hidden_mean: mean of h over the validation rows' response tokens [D], float64.
+            second_moment: A, mean of h hᵀ over the same [D, D], float64.
 
         Raises:
             ValueError: if A is not finite or is zero.
         """
+        mean = hidden_mean if self.centre else None
         if self.kind == "none":
-            return None
+            return Metric(mean)
+        if mean is not None:
+            second_moment = second_moment - torch.outer(mean, mean)
         mean_eigenvalue = second_moment.diagonal().mean()
         if not (torch.isfinite(second_moment).all() and mean_eigenvalue > 0):
             raise ValueError(
@@ -60,4 +93,4 @@ class Preconditioner:
         damped = second_moment + self.damping * mean_eigenvalue * identity
         factor = torch.linalg.cholesky(damped)  # damped = C Cᵀ, so P = C⁻ᵀ C⁻¹ and L = C⁻ᵀ
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-        return inverse.T
+        return Metric(mean, inverse.T)

@@ -197,6 +197,11 @@ class PredictionErrors:
         )
         return log_normaliser, tokens
 
+    def finite_rows(self) -> list[bool]:
+        """Tell for each row whether the model's output at all its positions is finite."""
+        finite = torch.isfinite(self.tokens.nll) & torch.isfinite(self.tokens.entropy)
+        return [bool(finite[row].all()) for row in self._positions.row_slices()]
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (block of the vocabulary, e [P, width of the block])."""
         hidden, labels = self._positions.hidden, self._positions.labels
@@ -210,6 +215,43 @@ class PredictionErrors:
             error.scatter_add_(1, column, inside.to(error.dtype)[:, None])
             slope = self._unembedding.transform.slope(z)
             yield vocabulary, error if slope is None else error.mul_(slope)
+
+    def top(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the entries of e that are largest in magnitude, the label's always among them.
+
+        Args:
+            count: k; cut to the size of the vocabulary.
+
+        Returns:
+            (tokens [P, k] int64, distinct in each position; e at those tokens [P, k]).
+        """
+        hidden, labels = self._positions.hidden, self._positions.labels
+        count = min(count, self._unembedding.vocabulary_size)
+        transform = self._unembedding.transform
+        # log |e_u| + log_normaliser, for every token but the label. Kept logits are one block.
+        key = hidden.new_empty(len(labels), 0)
+        tokens = labels.new_empty(len(labels), 0)
+        logits = hidden.new_empty(len(labels), 0)
+        whole = [slice(0, self._unembedding.vocabulary_size)]
+        for vocabulary in whole if self._logits is not None else self._vocabulary_blocks():
+            kept = self._logits
+            z = self._unembedding.logits(hidden, vocabulary) if kept is None else kept
+            slope = transform.slope(z)
+            log_error = z if slope is None else z + slope.log()
+            best, place = log_error.topk(min(count, z.shape[1]), dim=1, sorted=False)
+            key, order = torch.cat([key, best], 1).topk(min(count, key.shape[1] + best.shape[1]), 1)
+            tokens = torch.cat([tokens, place + vocabulary.start], 1).gather(1, order)
+            logits = torch.cat([logits, z.gather(1, place)], 1).gather(1, order)
+        # The smallest entry gives way to a label that is not among them.
+        absent = (tokens != labels[:, None]).all(dim=1)
+        tokens[:, -1] = torch.where(absent, labels, tokens[:, -1])
+        own = self._unembedding.label_logits(hidden, labels)
+        logits[:, -1] = torch.where(absent, own, logits[:, -1])
+        error = (tokens == labels[:, None]).to(logits.dtype) - (
+            logits - self._log_normaliser[:, None]
+        ).exp()
+        slope = transform.slope(logits)
+        return tokens, error if slope is None else error * slope
 
     def _vocabulary_blocks(self) -> Iterator[slice]:
         size = self._unembedding.vocabulary_size

@@ -24,21 +24,41 @@ from forvalue_dagster.valuation.unembedding import Unembedding
 
 
 @dataclass(frozen=True)
-class ExactValues:
-    """The outcome for R rows with P response tokens.
+class RowValues:
+    """The values of R rows along a direction, however they were computed.
 
     Attributes:
         groups: value of each row for each group [R, G], float64.
         value: against the mean of all validation rows [R], float64.
         norm: ‖G_i‖ in the direction's metric [R], float64.
         alignment: cosine form of `value` [R], float64 in [−1, 1].
-        tokens: statistics of every response token [P].
     """
 
     groups: Tensor
     value: Tensor
     norm: Tensor
     alignment: Tensor
+
+    @classmethod
+    def measure(cls, direction: ValueDirection, groups: Tensor, squared_norms: Tensor) -> RowValues:
+        """Derive everything from ⟨G_i, Ḡ_g⟩ [R, G] and ‖G_i‖² [R], float64."""
+        value = groups @ direction.weights
+        norm = squared_norms.sqrt()
+        # A row without gradient points nowhere: its cosine is zero, not 0/0.
+        alignment = torch.where(norm > 0, value / (norm * direction.norm), 0.0)
+        return cls(groups, value, norm, alignment)
+
+
+@dataclass(frozen=True)
+class ExactValues:
+    """The exact outcome for R rows with P response tokens.
+
+    Attributes:
+        rows: their values.
+        tokens: statistics of every response token [P].
+    """
+
+    rows: RowValues
     tokens: TokenStatistics
 
 
@@ -58,7 +78,7 @@ def exact_values(
     for _, chunk in positions.chunks(limit):
         errors = PredictionErrors(unembedding, chunk)
         rows = chunk.row_slices()
-        whitened = direction.whiten(chunk.hidden)
+        whitened = direction.metric.apply(chunk.hidden)
         inner = torch.zeros(len(rows), len(direction.groups) + 1, dtype=torch.float64)
         for block, error in errors.blocks():
             against = direction.gradients[:, block]
@@ -68,16 +88,9 @@ def exact_values(
         groups.append(inner[:, :-1])
         squared_norms.append(inner[:, -1])
         tokens.append(errors.tokens)
-    per_group = torch.cat(groups)
-    norm = torch.cat(squared_norms).sqrt()
-    value = per_group @ direction.weights
     return ExactValues(
-        groups=per_group,
-        value=value,
-        norm=norm,
-        # A row without gradient points nowhere: its cosine is zero, not 0/0.
-        alignment=torch.where(norm > 0, value / (norm * direction.norm), 0.0),
-        tokens=TokenStatistics.concatenate(tokens),
+        RowValues.measure(direction, torch.cat(groups), torch.cat(squared_norms)),
+        TokenStatistics.concatenate(tokens),
     )
 
 

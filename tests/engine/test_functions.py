@@ -13,7 +13,8 @@ import torch
 import forvalue_dagster as fv
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import build_profile, forward_statistics, score_rows
+from forvalue_dagster.engine.features import feature_parts
+from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from tests.tiny import tiny_loaded
@@ -84,7 +85,7 @@ def test_batches_and_windows_change_nothing(loaded, batch_tokens: int, window_ro
     profile, _ = build_profile(loaded, validation, options)
     scores = score_rows(loaded, train, profile, options)
     assert_same_scores(scores, expected)
-    features = forward_statistics(loaded, train, options)
+    features = pl.concat(feature_parts(loaded, train, options))
     for name in FORWARD_STATISTICS:
         np.testing.assert_allclose(features[name], expected[name], rtol=1e-5, atol=1e-6)
 
@@ -179,8 +180,7 @@ def test_validation_without_a_usable_row(loaded) -> None:
 def test_progress_counts_every_row(loaded) -> None:
     seen: list[tuple[int, int]] = []
     frame = fv.read_rows(TRAIN)
-    forward_statistics(
-        loaded, frame, ValuationOptions(batch_tokens=100), lambda *counts: seen.append(counts)
-    )
+    options = ValuationOptions(batch_tokens=100, window_rows=5)
+    list(feature_parts(loaded, frame, options, lambda *counts: seen.append(counts)))
     assert seen[-1][0] == len(TRAIN)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)

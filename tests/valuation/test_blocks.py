@@ -26,7 +26,7 @@ def make(transform: object = None, seed: int = 0) -> tuple[Unembedding, Response
 
 def profile_of(unembedding: Unembedding, positions: ResponsePositions):
     builder = ProfileBuilder(unembedding, ["all"])
-    builder.add(positions, ["all"] * len(positions.lengths))
+    builder.add(positions, ["all"] * len(positions.lengths), range(len(positions.lengths)))
     return builder.build()
 
 
@@ -50,9 +50,9 @@ def test_values_do_not_depend_on_the_workspace(
     unembedding, positions = make()
     profile = profile_of(unembedding, positions)
     direction = profile.direction(Preconditioner())
-    expected = exact_values(unembedding, positions, direction)
+    expected = exact_values(unembedding, positions, direction).rows
     monkeypatch.setattr(prediction_error, "WORKSPACE_BYTES", workspace)
-    again = exact_values(unembedding, positions, direction)
+    again = exact_values(unembedding, positions, direction).rows
     torch.testing.assert_close(again.value, expected.value)
     torch.testing.assert_close(again.norm, expected.norm)
     torch.testing.assert_close(again.tokens.nll, expected.tokens.nll)
@@ -85,7 +85,7 @@ def test_a_row_without_gradient_has_alignment_zero() -> None:
     unembedding, positions = make()
     direction = profile_of(unembedding, positions).direction(Preconditioner("none"))
     silent = ResponsePositions(torch.zeros(1, D, dtype=torch.float64), positions.labels[:1], (1,))
-    values = exact_values(unembedding, silent, direction)
+    values = exact_values(unembedding, silent, direction).rows
     assert values.norm.item() == 0
     assert values.alignment.item() == 0
 
@@ -96,7 +96,7 @@ def test_a_validation_row_that_is_not_finite_is_left_out_and_told() -> None:
     hidden[6] = torch.nan  # the only position of the second row
     broken = ResponsePositions(hidden, positions.labels, positions.lengths)
     builder = ProfileBuilder(unembedding, ["all"])
-    assert builder.add(broken, ["all"] * 4) == [True, False, True, True]
+    assert builder.add(broken, ["all"] * 4, range(4)) == [True, False, True, True]
     profile = builder.build()
     clean = ResponsePositions(
         torch.cat([positions.hidden[:6], positions.hidden[7:]]),
@@ -110,7 +110,7 @@ def test_a_validation_row_that_is_not_finite_is_left_out_and_told() -> None:
 def test_a_group_without_usable_rows_is_refused() -> None:
     unembedding, positions = make()
     builder = ProfileBuilder(unembedding, ["a", "b"])
-    builder.add(positions, ["a"] * 4)
+    builder.add(positions, ["a"] * 4, range(4))
     with pytest.raises(ValueError, match="No validation row of group 'b'"):
         builder.build()
 

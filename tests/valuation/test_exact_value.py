@@ -87,7 +87,7 @@ def make_case(family: str, dtype: torch.dtype) -> Case:
     unembedding = unembedding_of(model, rows)
     positions = response_positions(model, rows)
     builder = ProfileBuilder(unembedding, ["a", "b"])
-    assert all(builder.add(positions, GROUPS))
+    assert all(builder.add(positions, GROUPS, range(len(GROUPS))))
     # The truth is always float64, whatever the dtype under test.
     truth = tiny_model(family, torch.float64)
     return Case(positions, builder.build(), unembedding, autograd_gradients(truth, rows))
@@ -113,8 +113,8 @@ def test_value_norm_and_pairs_are_those_of_autograd(
     case = make_case(family, dtype)
     P = metric(case, preconditioner)
     direction = case.profile.direction(preconditioner)
-    values = exact_values(case.unembedding, case.positions, direction)
-    pairs = pairwise_values(case.unembedding, case.positions, case.positions, direction.whitening)
+    values = exact_values(case.unembedding, case.positions, direction).rows
+    pairs = pairwise_values(case.unembedding, case.positions, case.positions, direction.metric)
 
     G = case.gradients
     group_means = [
@@ -194,8 +194,8 @@ def test_padding_side_does_not_matter(family: str) -> None:
     left = ResponsePositions.concatenate(parts)
     unembedding = unembedding_of(model, rows)
     builder = ProfileBuilder(unembedding, ["all"])
-    builder.add(right, ["all"] * len(LENGTHS))
+    builder.add(right, ["all"] * len(LENGTHS), range(len(LENGTHS)))
     direction = builder.build().direction(Preconditioner())
-    values = exact_values(unembedding, left, direction).value
-    expected = exact_values(unembedding, right, direction)
+    values = exact_values(unembedding, left, direction).rows.value
+    expected = exact_values(unembedding, right, direction).rows
     assert ((values - expected.value).abs() <= 1e-5 * expected.norm * direction.norm).all()

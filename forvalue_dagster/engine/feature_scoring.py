@@ -1,0 +1,65 @@
+"""Values from a feature table: a product for every row, and no model."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
+from forvalue_dagster.engine.feature_table import read_features
+from forvalue_dagster.engine.fingerprint import refuse_strangers
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.engine.outcomes import Progress, value_columns, value_records
+from forvalue_dagster.engine.scoring import direction_of, with_source
+from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
+from forvalue_dagster.valuation.feature_value import feature_values
+from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection
+
+
+def score_features(
+    features: pl.LazyFrame,
+    profile: ValidationProfile,
+    options: ValuationOptions,
+    progress: Progress | None = None,
+) -> pl.DataFrame:
+    """Value every row of a feature table against a validation profile.
+
+    The table is read in windows of `options.window_rows`: memory does not grow with its rows.
+
+    Args:
+        features: a feature table, of any number of shards.
+        profile: of the same model and options, on the CPU or a GPU.
+        options: preconditioner and window.
+        progress: told of each window.
+
+    Returns:
+        The columns of `score_rows`, one line for each line of the table, in order, with
+        value_source "features".
+
+    Raises:
+        FingerprintMismatchError: if features and profile were not made alike.
+    """
+    direction = direction_of(profile, options)
+    scores, tokens = [], 0
+    rows = features.select(pl.len()).collect().item()
+    for first in range(0, max(rows, 1), options.window_rows):
+        window = features.slice(first, options.window_rows).collect()
+        for mark in window["fingerprint"].unique():
+            refuse_strangers(mark, profile.fingerprint)
+        scores.append(_score_window(window, direction))
+        tokens += int(window["response_tokens"].sum())
+        if progress is not None:
+            progress(first + len(window), tokens)
+    return with_source(pl.concat(scores), "features")
+
+
+def _score_window(window: pl.DataFrame, direction: ValueDirection) -> pl.DataFrame:
+    scored = window.filter(pl.col("status") == "scored")
+    columns = value_columns(direction)
+    records = []
+    if len(scored):
+        features = read_features(scored).to(direction.gradients.device)
+        values = feature_values(features, direction)
+        records = value_records(values, features.lengths, direction)
+    values_of = scored.select("shard", "row").hstack(pl.DataFrame(records, schema=columns))
+    table = window.join(values_of, on=["shard", "row"], how="left", maintain_order="left")
+    return table.select(*IDENTITY, *columns, *FORWARD_STATISTICS, *OUTCOME)

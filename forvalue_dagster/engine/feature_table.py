@@ -1,0 +1,91 @@
+"""Token features as columns of a table, one line for each row.
+
+The tensors of a row lie in binary columns, row-major and little-endian: a table then streams part
+by part, and a reader needs nothing but numpy. With T response tokens of a D wide model:
+
+| column | dtype | shape |
+|---|---|---|
+| `last_hidden` | the precision that `fingerprint` names | [T, D] |
+| `hidden_scale` | float32 | [T] |
+| `outlier_dims`, `outlier_values` | int16, float32 | [T, 4]; [T, 0] unless int8 |
+| `error_tokens` | int32 | [T, k] |
+| `error_values` | float16; float32 beside float32 states | [T, k] |
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import torch
+
+from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
+from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
+from forvalue_dagster.valuation.features import TokenFeatures
+
+# Column → attribute of `TokenFeatures`.
+_TENSORS = {
+    "last_hidden": "hidden",
+    "hidden_scale": "scale",
+    "outlier_dims": "outlier_dims",
+    "outlier_values": "outliers",
+    "error_tokens": "ids",
+    "error_values": "errors",
+}
+FEATURE_RESULTS: dict[str, pl.DataType] = {
+    **dict.fromkeys(FORWARD_STATISTICS, pl.Float64()),
+    **dict.fromkeys(_TENSORS, pl.Binary()),
+}
+# Every column of a feature table but the tensors.
+PLAIN_COLUMNS = [*IDENTITY, *FORWARD_STATISTICS, *OUTCOME, "fingerprint"]
+
+
+def feature_records(features: TokenFeatures) -> list[dict[str, bytes]]:
+    """Return the binary columns of each row."""
+    arrays = {
+        column: getattr(features, name).cpu().numpy().astype(_little(getattr(features, name)))
+        for column, name in _TENSORS.items()
+    }
+    ends = np.cumsum(features.lengths)
+    return [
+        {column: array[end - length : end].tobytes() for column, array in arrays.items()}
+        for end, length in zip(ends, features.lengths, strict=True)
+    ]
+
+
+def read_features(scored: pl.DataFrame) -> TokenFeatures:
+    """Rebuild the features of some scored rows, at least one.
+
+    Args:
+        scored: lines of a feature table with status "scored".
+    """
+    lengths = scored["response_tokens"].to_list()
+    precision = json.loads(scored["fingerprint"][0])["hidden"]
+    errors = "<f4" if precision == "float32" else "<f2"
+    dtypes = {
+        "last_hidden": {"int8": "i1", "float16": "<f2", "float32": "<f4"}[precision],
+        "hidden_scale": "<f4",
+        "outlier_dims": "<i2",
+        "outlier_values": "<f4",
+        "error_tokens": "<i4",
+        "error_values": errors,
+    }
+    positions = sum(lengths)
+    tensors = {}
+    for column, name in _TENSORS.items():
+        # A bytearray, because torch wants memory that it may write to.
+        content = bytearray().join(scored[column].to_list())
+        flat = torch.from_numpy(np.frombuffer(content, dtypes[column]))
+        tensors[name] = flat if name == "scale" else flat.view(positions, len(flat) // positions)
+    return TokenFeatures(**tensors, lengths=tuple(lengths))
+
+
+def _little(tensor: torch.Tensor) -> str:
+    return {
+        torch.int8: "i1",
+        torch.int16: "<i2",
+        torch.int32: "<i4",
+        torch.float16: "<f2",
+        torch.float32: "<f4",
+    }[tensor.dtype]

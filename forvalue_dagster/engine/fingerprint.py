@@ -1,0 +1,55 @@
+"""What a feature table or a profile was made with, so that strangers never meet."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.models.loading import LoadedModel
+
+# Raised when the meaning of stored features changes.
+FEATURES_VERSION = 1
+
+
+class FingerprintMismatchError(ValueError):
+    """Features and a profile come from different models or options; the message says which."""
+
+
+def fingerprint(loaded: LoadedModel, options: ValuationOptions) -> str:
+    """Return everything that decides features, as JSON of names and short values."""
+    template = loaded.chat_template or getattr(loaded.tokenizer, "chat_template", None) or ""
+    parts: dict[str, Any] = {
+        "code version": FEATURES_VERSION,
+        "weights": loaded.fingerprint.weights,
+        "adapter": loaded.fingerprint.adapter,
+        "tokenizer": loaded.fingerprint.tokenizer,
+        "dtype": str(loaded.unembedding.weight.dtype).removeprefix("torch."),
+        "chat template": sha256(str(template).encode()).hexdigest()[:16],
+        "max_length": loaded.max_length,
+        "tokens": options.tokens,
+        "top_errors": options.features.top_errors,
+        "hidden": options.features.hidden,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def refuse_strangers(features: str, profile: str) -> None:
+    """Raise unless features and profile were made with the same model and options.
+
+    Raises:
+        FingerprintMismatchError: naming each part that differs, with both values.
+    """
+    if features == profile:
+        return
+    ours, theirs = json.loads(features), json.loads(profile)
+    different = [
+        f"{name} ({ours.get(name)} in the features, {theirs.get(name)} in the profile)"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    raise FingerprintMismatchError(
+        f"The features do not fit the validation profile: {', '.join(different)} differ. Compute "
+        "the older of the two again with the model and options of the other."
+    )

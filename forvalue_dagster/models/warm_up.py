@@ -1,0 +1,192 @@
+"""Train a LoRA adapter with peft and transformers' own loop; resumable, seeded, offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
+from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.models.loading import load_base, window_of
+from forvalue_dagster.models.warm_up_config import WarmUp
+
+_IGNORED = -100  # the label that transformers' losses leave out
+_CHECKPOINTS = 4
+
+
+class WarmUpError(RuntimeError):
+    """The adapter cannot be trained; the message says why."""
+
+
+def train_adapter(
+    config: ModelConfig,
+    rows: pl.DataFrame,
+    tokens: str,
+    warm_up: WarmUp,
+    folder: Path,
+    log: Callable[[str], object] = lambda _: None,
+) -> tuple[Path, list[int]]:
+    """Train an adapter on canonical rows, with the loss on the tokens that valuation scores.
+
+    A killed training goes on from its last checkpoint in `folder`; a finished one is returned at
+    once. The head and the embeddings are not trained.
+
+    Args:
+        config: the base model, without an adapter.
+        rows: canonical rows.
+        tokens: train on "response" or "all" tokens.
+        warm_up: how to train.
+        folder: for checkpoints and the adapter; one folder for one configuration and set of rows.
+        log: told of the loss.
+
+    Returns:
+        The folder of the adapter (adapter_config.json, adapter_model.safetensors), and the
+        indices of the rows it was trained on.
+
+    Raises:
+        WarmUpError: if no row can be trained on, the loss is not finite, or the model has an
+            adapter already.
+    """
+    if config.adapter is not None:
+        raise WarmUpError(
+            f"The model has the adapter {config.adapter!r} already; expected none beside a "
+            "warm-up. Merge it into the base model, or leave out the warm-up."
+        )
+    target, record = folder / "adapter", folder / "adapter" / "rows.json"
+    if not target.exists():
+        model, tokenizer = load_base(config)
+        window = window_of(model, config.max_length)
+        encoding = Encoding(tokens, window, config.chat_template)  # type: ignore[arg-type]
+        encoded = _encode(ConversationEncoder(tokenizer, encoding), rows)
+        chosen = _draw(encoded, warm_up)
+        if not chosen:
+            raise WarmUpError(f"None of the {len(rows)} rows has tokens to train on.")
+        torch.manual_seed(warm_up.seed)
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=warm_up.rank,
+                lora_alpha=warm_up.alpha or 2 * warm_up.rank,
+                target_modules="all-linear",  # all but the head
+                base_model_name_or_path=config.name,
+            ),
+        )
+        _train(adapted, [encoded[index] for index in chosen], warm_up, folder, log)
+        scratch = folder / "adapter.unfinished"
+        adapted.peft_config["default"].base_model_name_or_path = config.name
+        adapted.save_pretrained(scratch)
+        (scratch / record.name).write_text(json.dumps(sorted(chosen)))
+        scratch.rename(target)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    used: list[int] = json.loads(record.read_text())
+    return target, used
+
+
+def _encode(encoder: ConversationEncoder, rows: pl.DataFrame) -> dict[int, EncodedRow]:
+    encoded = {}
+    columns = rows.select("messages", "tools", "problem").iter_rows()
+    for index, (messages, tools, problem) in enumerate(columns):
+        row = None if problem else encoder.encode(messages, tools)
+        if isinstance(row, EncodedRow):
+            encoded[index] = row
+    return encoded
+
+
+def _draw(encoded: dict[int, EncodedRow], warm_up: WarmUp) -> list[int]:
+    """Draw rows in a seeded order until the token budget is reached."""
+    order: list[int] = np.random.default_rng(warm_up.seed).permutation(list(encoded)).tolist()
+    if warm_up.max_tokens is None:
+        return order
+    total = np.cumsum([len(encoded[index]) for index in order])
+    return order[: int((total <= warm_up.max_tokens).sum())]
+
+
+def _train(
+    model: Any,
+    rows: Sequence[EncodedRow],
+    warm_up: WarmUp,
+    folder: Path,
+    log: Callable[[str], object],
+) -> None:
+    steps = math.ceil(len(rows) / warm_up.batch_rows) * warm_up.epochs
+    checkpoints = folder / "checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=warm_up.batch_rows,
+        num_train_epochs=warm_up.epochs,
+        learning_rate=warm_up.learning_rate,
+        seed=warm_up.seed,
+        save_strategy="steps",
+        save_steps=max(1, int(steps // _CHECKPOINTS)),
+        save_total_limit=1,
+        logging_steps=max(1, int(steps // 20)),
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        use_cpu=model.device.type == "cpu",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[_example(row) for row in rows],
+        data_collator=_collate,
+        callbacks=[_Watch(log)],
+    )
+    started = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    if started:
+        log(f"Going on from {Path(started).name}.")
+    trainer.train(resume_from_checkpoint=started)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Passes the loss on, and stops where it is not finite."""
+
+    def __init__(self, log: Callable[[str], object]) -> None:
+        self._log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise WarmUpError(
+                f"The loss is {loss} at step {state.global_step}; lower the learning rate "
+                f"({args.learning_rate}), or train in float32 or bfloat16."
+            )
+        self._log(f"Warm-up, step {state.global_step} of {state.max_steps}: loss {loss:.3f}")
+
+
+def _example(row: EncodedRow) -> dict[str, Any]:
+    labels = np.full(len(row), _IGNORED)
+    # The mask marks the position that predicts; transformers' losses shift the labels themselves.
+    labels[1:][row.mask[:-1]] = row.input_ids[1:][row.mask[:-1]]
+    return {"input_ids": row.input_ids, "labels": labels}
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad on the right."""
+
+    def padded(arrays: Sequence[Any], filler: int) -> Tensor:
+        tensors = [torch.as_tensor(array) for array in arrays]
+        return torch.nn.utils.rnn.pad_sequence(tensors, True, filler)
+
+    ids = [example["input_ids"] for example in examples]
+    return {
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded([np.ones_like(array) for array in ids], 0),
+        "labels": padded([example["labels"] for example in examples], _IGNORED),
+    }

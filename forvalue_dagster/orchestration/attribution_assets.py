@@ -1,0 +1,110 @@
+"""Optional assets that answer "why does the model answer this?", row by row."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
+from forvalue_dagster.engine.options import Attribution
+from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.tensors import TensorFile
+
+
+def build_attribution_assets(
+    naming: Naming, plan: Plan, attribution: Attribution
+) -> list[dg.AssetsDefinition]:
+    """Build `validation_attribution` over all shards and `training_attribution` of each."""
+    decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
+        dg.asset,
+        group_name=naming.group,
+        io_manager_key="parquet_io_manager",
+        kinds={"polars", "parquet"},
+        code_version=CODE_VERSION,
+        metadata={"descriptions": ATTRIBUTION_COLUMNS},
+    )
+    features, rows = naming.key("sample_features"), naming.key("raw_finetuning_data")
+    against = {
+        "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
+        "validation_data": dg.AssetIn(key=naming.key("validation_data")),
+    }
+    every_shard = {"allow_missing_partitions": True}
+
+    @decorate(
+        key=naming.key("training_attribution"),
+        ins={"sample_features": dg.AssetIn(key=features), **against},
+        partitions_def=naming.shards,
+        description="For each training row the validation rows that it helps and hurts most.",
+    )
+    def training_attribution(
+        sample_features: pl.LazyFrame,
+        validation_profile: TensorFile,
+        validation_data: pl.DataFrame,
+        valuation: Valuation,
+    ) -> pl.DataFrame:
+        from forvalue_dagster.engine.attribution import attribute
+
+        pairs = _pairs([sample_features], validation_profile, valuation)
+        validation = _profiled(validation_data, validation_profile)
+        return attribute(pairs, validation, attribution.top, "training")
+
+    @decorate(
+        key=naming.key("validation_attribution"),
+        ins={
+            "sample_features": dg.AssetIn(key=features, metadata=every_shard),
+            "raw_finetuning_data": dg.AssetIn(key=rows, metadata=every_shard),
+            **against,
+        },
+        description="For each validation row the training rows, of all shards, that help and "
+        "hurt it most.",
+        pool=plan.pool if attribution.exact else None,
+        op_tags=plan.op_tags if attribution.exact else None,
+    )
+    def validation_attribution(
+        sample_features: dict[str, pl.LazyFrame],
+        raw_finetuning_data: dict[str, pl.LazyFrame],
+        validation_profile: TensorFile,
+        validation_data: pl.DataFrame,
+        valuation: Valuation,
+        storage: Storage,
+    ) -> pl.DataFrame:
+        from forvalue_dagster.engine.attribution import attribute, pairwise, refine_attribution
+
+        tables = [table for _, table in sorted(sample_features.items())]
+        pairs = _pairs(tables, validation_profile, valuation)
+        validation = _profiled(validation_data, validation_profile)
+        if not attribution.exact:
+            return attribute(pairs, validation, attribution.top, "validation")
+        candidates = attribute(pairs, validation, 2 * attribution.top, "validation")
+        rows = pl.concat(raw_finetuning_data.values(), how="diagonal_relaxed")
+        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+
+            def exact(places: pl.DataFrame) -> Any:
+                chosen = places.lazy().join(
+                    rows, on=["shard", "row"], how="left", maintain_order="left"
+                )
+                return pairwise(loaded, chosen.collect(), validation, valuation.options())
+
+            return refine_attribution(candidates, exact, validation, attribution.top)
+
+    return [training_attribution, validation_attribution]
+
+
+def _pairs(tables: list[pl.LazyFrame], profile: TensorFile, valuation: Valuation) -> Iterator[Any]:
+    from forvalue_dagster.engine.attribution import pairs_from_features
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+    stored = ValidationProfile.from_tensors(profile.tensors, profile.metadata)
+    for table in tables:
+        yield from pairs_from_features(table, stored, valuation.options())
+
+
+def _profiled(validation: pl.DataFrame, profile: TensorFile) -> pl.DataFrame:
+    """Return the validation rows that the profile holds, in its order."""
+    return validation[profile.tensors["rows"].tolist()]

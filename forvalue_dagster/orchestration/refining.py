@@ -1,0 +1,81 @@
+"""Refining inside the step that selects: the model and the profile, for a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.engine.options import Refine
+from forvalue_dagster.engine.refine import Refinement, refine_scores
+from forvalue_dagster.engine.selection import Selection
+from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.tensors import load_tensors
+
+
+def refine_shards(
+    scores: Mapping[str, pl.DataFrame],
+    raw: Mapping[str, pl.LazyFrame],
+    selection: Selection,
+    policy: Refine,
+    *,
+    naming: Naming,
+    plan: Plan,
+    valuation: Valuation,
+    storage: Storage,
+) -> tuple[dict[str, pl.DataFrame], Refinement]:
+    """Compute the rows near the selection's boundary exactly.
+
+    Args:
+        scores: shard → its value scores, of the shards that take part.
+        raw: shard → its rows.
+        selection: what decides.
+        policy: how far to go.
+        naming: of the graph.
+        plan: of the graph.
+        valuation: the model.
+        storage: where the profile lies.
+    """
+    from forvalue_dagster.engine.scoring import score_rows
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+    stored = load_tensors(
+        storage.path(*naming.key("validation_profile").path).with_suffix(".safetensors")
+    )
+    profile = ValidationProfile.from_tensors(stored.tensors, stored.metadata)
+    everything = pl.concat(scores.values(), how="diagonal")
+    place = ["shard", "row"]
+    with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+        on_device = profile.to(loaded.device)
+
+        def rescore(lines: pl.DataFrame) -> pl.DataFrame:
+            rows = pl.concat(
+                raw[shard].join(lines.lazy().select(place), on=place, how="semi").collect()
+                for shard in lines["shard"].unique()
+            ).select("sample_id", *place, "group", "messages", "tools", "problem")
+            exact = score_rows(loaded, rows, on_device, valuation.options())
+            if skipped := exact.filter(pl.col("status") != "scored").height:
+                raise dg.Failure(
+                    f"{skipped} rows have features but cannot be scored exactly any more: the rows "
+                    "or the model changed in between. Materialise sample_features again."
+                )
+            replaced = [name for name in exact.columns if name in lines.columns]
+            return lines.update(exact.select(replaced), on=place, maintain_order="left")
+
+        refined, outcome = refine_scores(everything, selection, rescore, policy)
+    return {
+        shard: refined.filter(pl.col("shard") == shard).select(frame.columns)
+        for shard, frame in scores.items()
+    }, outcome
+
+
+def describe_refinement(outcome: Refinement) -> dict[str, dg.MetadataValue]:
+    """Return metadata of the selected dataset."""
+    return {
+        "refined_rows": dg.MetadataValue.int(outcome.refined),
+        "refined_share": dg.MetadataValue.float(round(outcome.refined / max(outcome.rows, 1), 4)),
+        "boundary": dg.MetadataValue.text(outcome.boundary),
+    }

@@ -1,0 +1,109 @@
+"""The value scores of each shard, from stored features or by a pass of their own."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.data.read import DESCRIPTIONS
+from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+from forvalue_dagster.orchestration.describe import EXTREMES, extremes, outcome_counts, share
+from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.plots import histogram
+from forvalue_dagster.orchestration.progress import log_progress
+from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
+from forvalue_dagster.quality.verdicts import mark_atypical
+from forvalue_dagster.storage.tensors import TensorFile
+
+
+def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
+    """Build `value_scores`, a partition each shard."""
+    decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
+        dg.asset,
+        key=naming.key("value_scores"),
+        group_name=naming.group,
+        partitions_def=naming.shards,
+        io_manager_key="parquet_io_manager",
+        code_version=CODE_VERSION,
+        metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
+        description="How much a gradient step on each row raises the likelihood of the "
+        "validation rows.",
+    )
+    features_in = dg.AssetIn(key=naming.key("sample_features"))
+    rows_in = dg.AssetIn(key=naming.key("raw_finetuning_data"))
+    profile_in = dg.AssetIn(key=naming.key("validation_profile"))
+
+    @decorate(
+        ins={"sample_features": features_in, "validation_profile": profile_in},
+        kinds={"polars", "parquet"},
+    )
+    def scores_from_features(
+        context: dg.AssetExecutionContext,
+        sample_features: pl.LazyFrame,
+        validation_profile: TensorFile,
+        valuation: Valuation,
+    ) -> pl.DataFrame:
+        from forvalue_dagster.engine.feature_scoring import score_features
+        from forvalue_dagster.valuation.profile import ValidationProfile
+
+        profile = ValidationProfile.from_tensors(
+            validation_profile.tensors, validation_profile.metadata
+        )
+        rows = sample_features.select(pl.len()).collect().item()
+        progress = log_progress(context.log, rows)
+        scores = score_features(sample_features, profile, valuation.options(), progress)
+        return _described(context, scores, profile.statistics["nll"].numpy())
+
+    @decorate(
+        ins={"raw_finetuning_data": rows_in, "validation_profile": profile_in},
+        deps=model_dependency(naming, plan),
+        kinds={"torch", "parquet"},
+        pool=plan.pool,
+        op_tags=plan.op_tags,
+    )
+    def exact_scores(
+        context: dg.AssetExecutionContext,
+        raw_finetuning_data: pl.DataFrame,
+        validation_profile: TensorFile,
+        valuation: Valuation,
+        storage: Storage,
+    ) -> pl.DataFrame:
+        from forvalue_dagster.engine.scoring import score_rows
+        from forvalue_dagster.valuation.profile import ValidationProfile
+
+        profile = ValidationProfile.from_tensors(
+            validation_profile.tensors, validation_profile.metadata
+        )
+        progress = log_progress(context.log, len(raw_finetuning_data))
+        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+            on_device = profile.to(loaded.device)
+            scores = score_rows(
+                loaded, raw_finetuning_data, on_device, valuation.options(), progress
+            )
+        return _described(context, scores, profile.statistics["nll"].numpy())
+
+    return exact_scores if plan.scoring == "exact" else scores_from_features
+
+
+def _described(
+    context: dg.AssetExecutionContext, scores: pl.DataFrame, validation_nll: Any
+) -> pl.DataFrame:
+    scores = mark_atypical(scores, pl.Series(validation_nll))
+    ranked = scores.filter(pl.col("status") == "scored").sort("value", descending=True)
+    context.add_output_metadata(
+        {
+            **outcome_counts(scores),
+            "harmful_share": share(ranked["value"] < 0),
+            "values": histogram(
+                {"rows": scores["value"]}, title="Value of the shard's rows", unit="value"
+            ),
+            "most_valuable": extremes(ranked.head(EXTREMES)),
+            "least_valuable": extremes(ranked.tail(EXTREMES).reverse()),
+        }
+    )
+    return scores
