@@ -97,3 +97,50 @@ def test_order_of_rows_decides_nothing(values: list[float], random) -> None:
 def test_meaningless_policies(policy: dict) -> None:
     with pytest.raises(ValueError, match="must"):
         Selection(**policy)
+
+
+def grouped() -> pl.DataFrame:
+    """Group a is large in scale; rows 0 and 1 serve a, 2 and 3 serve b, 4 a little of both."""
+    a, b = [90.0, 80.0, -9.0, -9.0, 30.0], [-1.0, -1.0, 3.0, 2.0, 1.5]
+    pooled = [(4 * x + y) / 5 for x, y in zip(a, b, strict=True)]
+    return scores(pooled).with_columns(value_a=pl.Series(a), value_b=pl.Series(b))
+
+
+@pytest.mark.parametrize(
+    ("across", "expected"),
+    [("pooled", [0, 1]), ("mean", [0, 1]), ("maximum", [0, 1]), ("balanced", [0, 2])],
+)
+def test_groups_share_the_kept_rows_as_asked(across: str, expected: list[int]) -> None:
+    assert kept(grouped(), across_groups=across, keep_count=2) == expected
+
+
+def test_groups_choose_in_turn_from_the_rows_that_are_left() -> None:
+    assert kept(grouped(), across_groups="balanced", keep_count=4) == [0, 1, 2, 3]
+    # Row 0 is gone: group a takes its next best.
+    duplicate = grouped().with_columns(sample_id=pl.Series(list("xabcd")))
+    gone = duplicate.with_columns(status=pl.Series(["skipped"] + ["scored"] * 4))
+    assert kept(gone, across_groups="balanced", keep_count=2) == [1, 2]
+
+
+def test_every_group_counts_alike_in_the_mean_whatever_its_size() -> None:
+    frame = grouped().with_columns(
+        value_a=pl.Series([1.0, 0.0, 0.0, 0.0, 0.0]), value_b=pl.Series([0.0, 5.0, 0.0, 0.0, 0.0])
+    )
+    assert kept(frame, across_groups="mean", keep_count=1) == [1]
+    assert kept(frame, across_groups="pooled", keep_count=1) == [0]
+
+
+def test_groups_per_token() -> None:
+    frame = grouped().with_columns(response_tokens=pl.Series([1000, 1, 10, 10, 10]))
+    policy = {"by": "value_per_token", "across_groups": "maximum", "keep_count": 1}
+    assert kept(frame, **policy) == [1]
+
+
+def test_one_group_is_all_there_is() -> None:
+    for across in ("mean", "maximum", "balanced"):
+        assert kept(scores([1.0, 3.0, 2.0]), across_groups=across, keep_count=1) == [1]
+
+
+def test_alignment_has_no_groups() -> None:
+    with pytest.raises(ValueError, match="one alignment, not one for each group"):
+        Selection(by="alignment", across_groups="mean")

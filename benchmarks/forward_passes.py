@@ -1,11 +1,12 @@
-"""Exact valuation of GSM8K rows beside a plain forward pass over the same batches.
+"""The passes over GSM8K rows beside a plain forward pass over the same batches.
 
-    python -m benchmarks.exact_pass              # the ratio, median of 5 interleaved repeats
-    python -m benchmarks.exact_pass --memory     # peak memory, each pass in its own process
+    python -m benchmarks.forward_passes            # ratios, median of 5 interleaved repeats
+    python -m benchmarks.forward_passes --memory   # peak memory, each pass in its own process
 
 Baseline "plain": `model(input_ids, attention_mask, use_cache=False).logits` in inference mode.
-"response head": the same without logits of prompt positions. "exact": value, alignment and all
-forward statistics of every row.
+"response head": the same without logits of prompt positions. "features": all forward statistics
+and token features. "exact": value, alignment and all forward statistics; "exact, 8 groups": the
+same with a value for each of eight validation groups.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import polars as pl
 import torch
 
 from benchmarks.harness import (
@@ -28,13 +30,18 @@ from benchmarks.harness import (
 from forvalue_dagster.data.batching import Batch, batches
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
 from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.engine.feature_table import feature_records
 from forvalue_dagster.engine.forward import response_positions
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import build_profile, summarise_rows
+from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.valuation.features import token_features
+from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Preconditioner
+from forvalue_dagster.valuation.prediction_error import PredictionErrors, workspace_positions
 from forvalue_dagster.valuation.profile import ValueDirection
+from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.value import exact_values
 
 VALIDATION_ROWS = 16
@@ -67,20 +74,36 @@ def exact(loaded: LoadedModel, direction: ValueDirection, batch: Batch) -> objec
     return values, summarise_rows(values.tokens, positions)
 
 
-def direction_of(loaded: LoadedModel, path: Path) -> ValueDirection:
+@torch.inference_mode()
+def features(loaded: LoadedModel, batch: Batch) -> object:
+    positions = response_positions(loaded, batch)
+    limit = workspace_positions(loaded.unembedding, positions.hidden)
+    kept = []
+    for _, chunk in positions.chunks(limit):
+        errors = PredictionErrors(loaded.unembedding, chunk)
+        tokens = token_features(errors, chunk, FeaturePrecision())
+        kept.append((summarise_rows(errors.tokens, chunk), feature_records(tokens)))
+    return kept
+
+
+def direction_of(loaded: LoadedModel, path: Path, groups: int = 1) -> ValueDirection:
     validation = read_rows(path).head(VALIDATION_ROWS)
+    names = [f"group {row % groups}" for row in range(VALIDATION_ROWS)]
+    validation = validation.with_columns(group=pl.Series(names))
     profile, _ = build_profile(loaded, validation, ValuationOptions())
     return profile.direction(Preconditioner())
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--response-head", action="store_true", help="time that pass as well")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one-pass", choices=["plain", "exact"], help="run once, print the peak")
+    parser.add_argument(
+        "--one-pass", choices=["plain", "exact", "features"], help="run once, print the peak"
+    )
     arguments = parser.parse_args()
     data = need(arguments.data / "gsm8k")
     if arguments.memory:
@@ -94,7 +117,7 @@ def main() -> None:
 def run_once(arguments, data: Path) -> None:
     loaded = load_model(ModelConfig())
     encoded = encode(loaded, data / "train.jsonl", arguments.rows, arguments.batch_tokens)
-    run = partial(plain, loaded)
+    run = partial(features if arguments.one_pass == "features" else plain, loaded)
     if arguments.one_pass == "exact":
         run = partial(exact, loaded, direction_of(loaded, data / "test.jsonl"))
     for batch in encoded:
@@ -105,17 +128,18 @@ def run_once(arguments, data: Path) -> None:
 def measure_ratio(arguments, data: Path) -> None:
     loaded = load_model(ModelConfig())
     encoded = encode(loaded, data / "train.jsonl", arguments.rows, arguments.batch_tokens)
-    direction = direction_of(loaded, data / "test.jsonl")
     passes = {
         "plain": partial(plain, loaded),
-        "exact": partial(exact, loaded, direction),
+        "features": partial(features, loaded),
+        "exact": partial(exact, loaded, direction_of(loaded, data / "test.jsonl")),
+        "exact, 8 groups": partial(exact, loaded, direction_of(loaded, data / "test.jsonl", 8)),
     }
     if arguments.response_head:
         passes["response_head"] = partial(response_head, loaded)
     seconds = interleaved_seconds(passes, encoded, arguments.repeats)
     middle = medians(seconds)
     save(
-        "exact_pass",
+        "forward_passes",
         {
             "rows": arguments.rows,
             "batch_tokens": arguments.batch_tokens,
@@ -133,7 +157,7 @@ def measure_ratio(arguments, data: Path) -> None:
 
 def measure_memory(arguments) -> None:
     def peak(which: str, rows: int) -> float:
-        command = [sys.executable, "-m", "benchmarks.exact_pass", "--one-pass", which]
+        command = [sys.executable, "-m", "benchmarks.forward_passes", "--one-pass", which]
         command += ["--rows", str(rows), "--data", str(arguments.data)]
         command += ["--batch-tokens", str(arguments.batch_tokens)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -141,9 +165,9 @@ def measure_memory(arguments) -> None:
 
     peaks = {
         f"{which} {rows}": round(peak(which, rows), 1)
-        for which, rows in (("plain", 256), ("exact", 256), ("exact", 1024))
+        for which, rows in (("plain", 256), ("exact", 256), ("exact", 1024), ("features", 256))
     }
-    save("exact_pass_memory", {"peak_megabytes": peaks})
+    save("forward_passes_memory", {"peak_megabytes": peaks})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Forward passes whose last hidden states stay in memory, so that many scores share one pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from forvalue_dagster.data.recipes import corrupt_responses
+from forvalue_dagster.engine.forward import PassedRows, forward_pass
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.valuation.features import TokenFeatures, token_features
+from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.valuation.prediction_error import (
+    PredictionErrors,
+    ResponsePositions,
+    workspace_positions,
+)
+from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
+from forvalue_dagster.valuation.unembedding import Unembedding
+
+# The DataInf task's prompts end in "->" and the response follows on: one line of text, no chat.
+ONE_LINE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}"
+    "{% endfor %}"
+)
+
+
+def gathered(loaded: LoadedModel, frame: pl.DataFrame, tokens: str = "response"):
+    """Return (response positions of all rows, the frame in their order)."""
+    passed = list(forward_pass(loaded, frame, ValuationOptions(tokens=tokens)))
+    unscored = [entry for entry in passed if not isinstance(entry, PassedRows)]
+    assert not unscored, unscored
+    rows = [row for entry in passed for row in entry.rows]
+    return ResponsePositions.concatenate([entry.positions for entry in passed]), frame[rows]
+
+
+def profile_of(unembedding: Unembedding, validation: ResponsePositions) -> ValidationProfile:
+    builder = ProfileBuilder(unembedding, ["all"], FeaturePrecision())
+    rows = range(len(validation.lengths))
+    builder.add(validation, ["all"] * len(rows), rows)
+    return builder.build()
+
+
+def features_of(
+    unembedding: Unembedding, positions: ResponsePositions, precisions: list[FeaturePrecision]
+) -> list[TokenFeatures]:
+    parts: list[list[TokenFeatures]] = [[] for _ in precisions]
+    for _, chunk in positions.chunks(workspace_positions(unembedding, positions.hidden)):
+        errors = PredictionErrors(unembedding, chunk)
+        for kept, precision in zip(parts, precisions, strict=True):
+            kept.append(token_features(errors, chunk, precision))
+    return [TokenFeatures.concatenate(kept) for kept in parts]
+
+
+def noisy_gsm8k(train: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame, np.ndarray]:
+    """Damage a share of the answers; return the rows, and which of them are clean."""
+    conversations = [json.loads(text) for text in train["messages"]]
+    answers = [conversation[-1]["content"] for conversation in conversations]
+    damaged = corrupt_responses(answers, share, seed)
+    for conversation, (text, _) in zip(conversations, damaged, strict=True):
+        conversation[-1]["content"] = text
+    messages = pl.Series([json.dumps(conversation) for conversation in conversations])
+    clean = np.array([recipe is None for _, recipe in damaged])
+    return train.with_columns(messages=messages, clean=pl.Series(clean)), clean
+
+
+def data_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
