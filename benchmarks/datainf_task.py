@@ -1,11 +1,12 @@
 """Influential-data identification: which training rows are of a validation row's kind.
 
-    python -m benchmarks.datainf_task
+    python -m benchmarks.datainf_task                     # all tokens
+    python -m benchmarks.datainf_task --tokens response
 
 For each validation row, the training rows of its kind should rank first: AUC over all training
 rows, and recall among as many top rows as the kind has (90), averaged over validation rows, as in
 DataInf (arXiv 2310.00902) and For-Value (arXiv 2508.10180). The paper's figures for math with
-reasoning: Qwen2.5-1.5B 1.0 / .998.
+reasoning: Qwen2.5-1.5B 1.0 / .998. One forward pass serves every line; its seconds stand apart.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import time
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.harness import argument_parser, need, save
-from forvalue_dagster import ModelConfig, pairwise_values, read_rows
+from benchmarks.harness import argument_parser, need, peak_megabytes, save
+from benchmarks.passes import ONE_LINE, features_of, gathered, profile_of
+from forvalue_dagster import ModelConfig, read_rows
+from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.valuation.feature_value import feature_pairs
+from forvalue_dagster.valuation.pairwise import pairwise_values
+from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.valuation.preconditioner import Preconditioner
 
 TASK = "math_with_reason"
-# The task's prompts end in "->" and the response follows on: one line of text, no chat.
-ONE_LINE = (
-    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}"
-    "{% endfor %}"
-)
 
 
 def identification(
@@ -41,7 +43,7 @@ def identification(
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=900)
-    parser.add_argument("--dampings", type=float, nargs="*", default=[0.1])
+    parser.add_argument("--dampings", type=float, nargs="*", default=[0.01, 0.1, 1.0])
     parser.add_argument(
         "--chat-template", default=ONE_LINE, help="a Jinja template; '' for the model's own"
     )
@@ -50,33 +52,45 @@ def main() -> None:
     folder = need(arguments.data / "datainf")
     train = read_rows(folder / f"{TASK}_train.jsonl")
     train = train.gather_every(len(train) // arguments.rows)
-    validation = read_rows(folder / f"{TASK}_validation.jsonl")
-    kinds = [frame["variation"].to_numpy() for frame in (train, validation)]
-
+    loaded = load_model(ModelConfig(chat_template=arguments.chat_template or None))
+    start = time.perf_counter()
+    training, train = gathered(loaded, train, arguments.tokens)
+    validation, trusted = gathered(
+        loaded, read_rows(folder / f"{TASK}_validation.jsonl"), arguments.tokens
+    )
+    forward = time.perf_counter() - start
+    kinds = [frame["variation"].to_numpy() for frame in (train, trusted)]
+    profile = profile_of(loaded.unembedding, validation)
+    (features,) = features_of(loaded.unembedding, training, [FeaturePrecision()])
+    metrics = {"plain": Preconditioner("none")} | {
+        f"preconditioned, damping {damping}": Preconditioner("activation", damping)
+        for damping in arguments.dampings
+    }
     results = {}
-    model = ModelConfig(chat_template=arguments.chat_template or None)
-    metrics = [("none", 1.0), *(("activation", damping) for damping in arguments.dampings)]
-    for preconditioner, damping in metrics:
-        start = time.perf_counter()
-        values = pairwise_values(
-            train,
-            validation,
-            model=model,
-            tokens=arguments.tokens,
-            preconditioner=preconditioner,
-            damping=damping,
-        )
-        name = preconditioner if preconditioner == "none" else f"{preconditioner} {damping}"
-        results[name] = identification(values, *kinds)
-        results[name]["seconds"] = round(time.perf_counter() - start, 1)
-        print(name, results[name], flush=True)
+    for name, preconditioner in metrics.items():
+        metric = preconditioner.metric(profile.hidden_mean, profile.hidden_second_moment)
+        metric = metric.to(training.hidden)
+        for source in ("features", "exact"):
+            start = time.perf_counter()
+            if source == "exact":
+                pairs = pairwise_values(loaded.unembedding, training, validation, metric)
+            else:
+                assert profile.features is not None
+                pairs = feature_pairs(features, profile.features, metric)
+            result = identification(pairs.numpy(), *kinds)
+            result["seconds after the pass"] = round(time.perf_counter() - start, 1)
+            results[f"{name}, {source}"] = result
+            print(name, source, result, flush=True)
     save(
-        "datainf_task",
+        f"datainf_task_{arguments.tokens}",
         {
             "task": TASK,
             "tokens": arguments.tokens,
-            "chat_template": model.chat_template,
-            "rows": len(train),
+            "chat_template": arguments.chat_template,
+            "rows": [len(train), len(trusted)],
+            "tokens scored": len(training.labels) + len(validation.labels),
+            "seconds of the forward pass": round(forward, 1),
+            "peak_megabytes": round(peak_megabytes()),
             "results": results,
         },
     )

@@ -18,6 +18,8 @@ class ModelConfig:
         adapter: hub id or directory of a PEFT adapter to put on top.
         revision: hub revision of the model.
         dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        quantization: load the weights in "int8" or "int4" through bitsandbytes; the head stays
+            as it is.
         device: "auto" is CUDA where there is one; or any torch device.
         max_length: window in tokens; by default the model's own, at most 4,096.
         chat_template: a Jinja template, or "plain"; by default the tokenizer's.
@@ -29,6 +31,7 @@ class ModelConfig:
     adapter: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    quantization: Literal["int8", "int4"] | None = None
     device: str = "auto"
     max_length: int | None = None
     chat_template: str | None = None

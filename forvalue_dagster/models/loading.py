@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
@@ -94,6 +94,15 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     device = _device(config.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        if config.quantization is not None:
+            # Quantised weights cannot be moved afterwards.
+            options |= {
+                "quantization_config": BitsAndBytesConfig(
+                    load_in_8bit=config.quantization == "int8",
+                    load_in_4bit=config.quantization == "int4",
+                ),
+                "device_map": {"": device},
+            }
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=_dtype(config.dtype, device), **options
         )
@@ -102,7 +111,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
             "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
         ) from error
-    return model.to(device), tokenizer
+    return model if config.quantization else model.to(device), tokenizer
 
 
 def release_model() -> None:

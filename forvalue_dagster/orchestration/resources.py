@@ -104,6 +104,9 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         default="auto", description="'auto' is bfloat16 on CUDA and float32 elsewhere."
     )
+    quantization: Literal["int8", "int4"] | None = Field(
+        default=None, description="Load the weights through bitsandbytes; the head stays as it is."
+    )
     device: str = Field(default="auto", description="'auto' is CUDA where there is one.")
     max_length: int | None = Field(
         default=None, ge=2, description="Window in tokens; by default the model's, at most 4,096."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_origin
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, get_origin
 
 import dagster as dg
 import polars as pl
@@ -39,15 +39,8 @@ class ParquetIOManager(PolarsParquetIOManager):
         if not isinstance(obj, StoredParts):
             super().dump_to_path(context, obj, path)
             return
-        frames = obj.frames()
-        first = _arrow(next(frames))
-        with (
-            atomic_write(path) as stream,
-            pq.ParquetWriter(stream, first.schema, compression="zstd") as writer,
-        ):
-            writer.write_table(first)
-            for frame in frames:
-                writer.write_table(_arrow(frame))
+        with atomic_write(path) as stream:
+            write_parts(stream, obj.frames())
         obj.clear()
 
     def scan_df_from_path(
@@ -92,6 +85,18 @@ class ParquetIOManager(PolarsParquetIOManager):
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
+
+
+def write_parts(stream: IO[bytes], frames: Iterator[pl.DataFrame]) -> None:
+    """Write frames of one schema, at least one, as one file with a row group each.
+
+    The bytes depend on the frames alone, and one of them is held at a time.
+    """
+    first = _arrow(next(frames))
+    with pq.ParquetWriter(stream, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for frame in frames:
+            writer.write_table(_arrow(frame))
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

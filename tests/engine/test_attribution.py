@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise as neighbours
+
 import numpy as np
 import polars as pl
 import pytest
@@ -42,7 +44,7 @@ def trusted() -> pl.DataFrame:
 def test_the_strongest_pairs_of_both_sides(cuts: list[int], top: int) -> None:
     values = torch.randn(N, M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bounds = np.cumsum([0, *cuts])
-    windows = [(places()[a:b], values[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    windows = [(places()[a:b], values[a:b]) for a, b in neighbours(bounds.tolist())]
     by_validation = attribute(windows, trusted(), top, "validation")
     for column in range(M):
         order = values[:, column].argsort(descending=True).tolist()

@@ -167,7 +167,7 @@ def test_a_model_that_is_never_finite_is_an_error() -> None:
         fv.validation_profile(VALIDATION, model=broken)
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -179,9 +179,9 @@ def test_an_interrupted_pass_goes_on_and_ends_the_same(loaded, tmp_path: Path) -
 
     def stop(done: int, _: int) -> None:
         if done > 9:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         list(feature_parts(loaded, frame, options, stop, store))
     assert len(store.keys) == 2
     again = StoredParts(store.folder)

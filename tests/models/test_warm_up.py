@@ -97,8 +97,8 @@ def log(line):
     print(line, flush=True)
     if len(sys.argv) > 3:
         time.sleep(0.2)
-train_adapter(
-    ModelConfig(sys.argv[1], local_files_only=True), ROWS, "response", QUICK, Path(sys.argv[2]), log)
+base = ModelConfig(sys.argv[1], local_files_only=True)
+train_adapter(base, ROWS, "response", QUICK, Path(sys.argv[2]), log)
 """
 
 
