@@ -32,7 +32,6 @@ from forvalue_dagster.valuation.value import RowValues, exact_values
 METRICS = {
     "plain": Preconditioner("none"),
     "preconditioned": Preconditioner("activation", 0.1),
-    "preconditioned, damping 0.01": Preconditioner("activation", 0.01),
 }
 FORMS = {
     "top 4, int8": FeaturePrecision(4),

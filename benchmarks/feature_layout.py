@@ -2,9 +2,9 @@
 
     python -m benchmarks.feature_layout
 
-Real features of GSM8K answers in random order, 10,000 rows of 50 tokens, in windows of 512 rows: binary
-columns in Parquet (what the project uses), list columns in Parquet, one safetensors file for each
-window beside a row index, and Lance if `pylance` is installed.
+Real features of GSM8K answers in random order, 10,000 rows of 50 tokens, in windows of 512 rows:
+binary columns in Parquet (what the project uses), list columns in Parquet, one safetensors file for
+each window beside a row index, and Lance if `pylance` is installed.
 """
 
 from __future__ import annotations

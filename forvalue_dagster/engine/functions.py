@@ -31,6 +31,7 @@ def value_dataset(
     tokens: Literal["response", "all"] = "response",
     preconditioner: Literal["none", "activation"] = "activation",
     damping: float = 0.1,
+    centre: bool = False,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
 ) -> pl.DataFrame:
@@ -44,6 +45,7 @@ def value_dataset(
         tokens: score the "response" or "all" tokens.
         preconditioner: "activation", or "none" for the paper's plain score.
         damping: of the preconditioner, relative to the mean eigenvalue.
+        centre: subtract the validation tokens' mean hidden state first.
         batch_tokens: tokens in a batch, padding included.
         columns: where the conversations are kept; detected by default.
 
@@ -56,7 +58,7 @@ def value_dataset(
         ModelLoadError: if the model is not to be had.
         UnknownUnembeddingError: if the model's logits are not understood.
     """
-    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens=batch_tokens)
+    options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
     loaded = _loaded(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
@@ -70,6 +72,7 @@ def pairwise_values(
     tokens: Literal["response", "all"] = "response",
     preconditioner: Literal["none", "activation"] = "activation",
     damping: float = 0.1,
+    centre: bool = False,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
 ) -> NDArray[np.float64]:
@@ -80,7 +83,7 @@ def pairwise_values(
     Returns:
         [N, M] float64; a row that cannot be scored is NaN, with the reason in the log.
     """
-    options = ValuationOptions(tokens, preconditioner, damping, batch_tokens=batch_tokens)
+    options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
     pairs = pairwise(
         _loaded(model),
         read_rows(train, columns=columns),

@@ -118,7 +118,8 @@ def _largest_error(chosen: pl.DataFrame, exact: pl.DataFrame, selection: Selecti
     errors = [(chosen["score"] - after["score"]).abs() / chosen.select(_unit(selection.by))[:, 0]]
     if selection.min_value is not None:
         errors.append((chosen["value"] - after["value"]).abs() / chosen["gradient_norm"])
-    return max(float(column.max() or 0.0) for column in errors)  # type: ignore[arg-type]
+    # A row without gradient has no value to err in: 0/0 there.
+    return max(float(column.fill_nan(0.0).max() or 0.0) for column in errors)  # type: ignore[arg-type]
 
 
 def _unit(by: str) -> pl.Expr:

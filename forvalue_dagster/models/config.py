@@ -31,7 +31,7 @@ class ModelConfig:
     adapter: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
-    quantization: Literal["int8", "int4"] | None = None
+    quantization: Literal["none", "int8", "int4"] = "none"
     device: str = "auto"
     max_length: int | None = None
     chat_template: str | None = None

@@ -94,7 +94,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     device = _device(config.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if config.quantization is not None:
+        if config.quantization != "none":
             # Quantised weights cannot be moved afterwards.
             options |= {
                 "quantization_config": BitsAndBytesConfig(
@@ -111,7 +111,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
             "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
         ) from error
-    return model if config.quantization else model.to(device), tokenizer
+    return model.to(device) if config.quantization == "none" else model, tokenizer
 
 
 def release_model() -> None:

@@ -135,4 +135,4 @@ def build_feature_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
 
 def parts_folder(naming: Naming, storage: Storage, shard: str) -> UPath:
     """Return where the parts of a shard's features lie until they are all there."""
-    return storage.path(*naming.key("sample_features").path, ".parts", shard)
+    return storage.path(*naming.key("sample_features").path, f".{shard}.parts")

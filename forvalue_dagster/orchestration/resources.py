@@ -104,8 +104,9 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         default="auto", description="'auto' is bfloat16 on CUDA and float32 elsewhere."
     )
-    quantization: Literal["int8", "int4"] | None = Field(
-        default=None, description="Load the weights through bitsandbytes; the head stays as it is."
+    quantization: Literal["none", "int8", "int4"] = Field(
+        default="none",
+        description="Load the weights through bitsandbytes; the head stays as it is.",
     )
     device: str = Field(default="auto", description="'auto' is CUDA where there is one.")
     max_length: int | None = Field(
@@ -250,11 +251,6 @@ class Storage(dg.ConfigurableResource["Storage"]):
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to universal-pathlib, for object stores."
     )
-
-    @staticmethod
-    def local(path: Path) -> UPath:
-        """Return a local path in the form that atomic writes take."""
-        return UPath(path)
 
     def path(self, *parts: str) -> UPath:
         """Return a path below the base folder."""

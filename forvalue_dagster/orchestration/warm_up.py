@@ -47,7 +47,7 @@ def trained_adapter(naming: Naming, plan: Plan, storage: Storage) -> Path | None
     for name in _FILES:
         if not (local / name).exists():
             local.mkdir(parents=True, exist_ok=True)
-            with atomic_write(storage.local(local / name)) as stream:
+            with atomic_write(UPath(local / name)) as stream:
                 stream.write((pointer.parent / pointer.stem / digest / name).read_bytes())
     return local
 

@@ -237,7 +237,7 @@ class PredictionErrors:
             kept = self._logits
             z = self._unembedding.logits(hidden, vocabulary) if kept is None else kept
             slope = transform.slope(z)
-            log_error = z if slope is None else z + slope.log()
+            log_error = z if slope is None else z + slope.abs().log()
             best, place = log_error.topk(min(count, z.shape[1]), dim=1, sorted=False)
             key, order = torch.cat([key, best], 1).topk(min(count, key.shape[1] + best.shape[1]), 1)
             tokens = torch.cat([tokens, place + vocabulary.start], 1).gather(1, order)

@@ -118,7 +118,10 @@ def test_groups_choose_in_turn_from_the_rows_that_are_left() -> None:
     assert kept(grouped(), across_groups="balanced", keep_count=4) == [0, 1, 2, 3]
     # Row 0 is gone: group a takes its next best.
     duplicate = grouped().with_columns(sample_id=pl.Series(list("xabcd")))
-    gone = duplicate.with_columns(status=pl.Series(["skipped"] + ["scored"] * 4))
+    gone = duplicate.with_columns(
+        status=pl.Series(["skipped"] + ["scored"] * 4),
+        reason=pl.Series(["non_finite"] + [None] * 4),
+    )
     assert kept(gone, across_groups="balanced", keep_count=2) == [1, 2]
 
 
