@@ -1,8 +1,9 @@
 """Exact For-Value beside what people would otherwise pick: seconds, peak memory, AUC, recall.
 
-    python -m benchmarks.peer_methods
+    python -m benchmarks.peer_methods                  # all tokens, as the papers score the task
+    python -m benchmarks.peer_methods --tokens response
 
-Rows of the DataInf task, all tokens scored, the same padded batches for everybody (and for the
+Rows of the DataInf task, the same padded batches for everybody (and for the
 published For-Value also its own: eight rows, padded to 512 tokens, timed on few rows). Each method
 values every training row for the mean of the validation rows or for each of them; seconds are
 those of both sides' passes and of the values.
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -99,26 +101,31 @@ def padded_to(rows: list[EncodedRow], width: int, count: int) -> list[Batch]:
     return made
 
 
-def encode(loaded: LoadedModel, path, count: int) -> tuple[list[EncodedRow], np.ndarray]:
+def encode(
+    loaded: LoadedModel, path: Path, count: int, tokens: str
+) -> tuple[list[EncodedRow], np.ndarray]:
     frame = read_rows(path)
     frame = frame.gather_every(len(frame) // count)
-    encoder = ConversationEncoder(loaded.tokenizer, Encoding("all", 512, ONE_LINE))
+    encoder = ConversationEncoder(loaded.tokenizer, Encoding(tokens, 512, ONE_LINE))
     rows = [encoder.encode(text) for text in frame["messages"]]
     return [row for row in rows if isinstance(row, EncodedRow)], frame["variation"].to_numpy()
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--validation-rows", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=150)
+    parser.add_argument("--validation-rows", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--tokens", choices=["all", "response"], default="all")
     parser.add_argument("--peak-of", help="run one method once and print its peak memory")
     arguments = parser.parse_args()
     folder = need(arguments.data / "datainf")
-    loaded = load_model(ModelConfig(chat_template=ONE_LINE))
-    train, kinds = encode(loaded, folder / f"{TASK}_train.jsonl", arguments.rows)
-    trusted, own = encode(loaded, folder / f"{TASK}_validation.jsonl", arguments.validation_rows)
+    loaded, tokens = load_model(ModelConfig(chat_template=ONE_LINE)), arguments.tokens
+    train, kinds = encode(loaded, folder / f"{TASK}_train.jsonl", arguments.rows, tokens)
+    trusted, own = encode(
+        loaded, folder / f"{TASK}_validation.jsonl", arguments.validation_rows, tokens
+    )
     sides = [list(batches(rows, arguments.batch_tokens)) for rows in (train, trusted)]
     if arguments.peak_of:
         METHODS[arguments.peak_of](loaded, *sides)
@@ -136,6 +143,7 @@ def main() -> None:
     for name in METHODS:
         command = [sys.executable, "-m", "benchmarks.peer_methods", "--peak-of", name]
         command += ["--data", str(arguments.data), "--rows", "100", "--validation-rows", "20"]
+        command += ["--tokens", tokens]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         results[name]["peak_megabytes, 100 × 20 rows"] = round(float(done.stdout.split()[-1]))
     few = [
@@ -159,8 +167,9 @@ def main() -> None:
     published = peers.published_values(loaded, *sides)
     middle = {name: float(np.median(result["seconds"])) for name, result in results.items()}
     save(
-        "peer_methods",
+        f"peer_methods_{tokens}",
         {
+            "tokens": tokens,
             "rows": [len(train), len(trusted)],
             "results": results,
             "median seconds / exact For-Value": {
