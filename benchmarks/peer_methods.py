@@ -113,8 +113,8 @@ def encode(
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=150)
-    parser.add_argument("--validation-rows", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--validation-rows", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--tokens", choices=["all", "response"], default="all")
@@ -142,10 +142,10 @@ def main() -> None:
             print(name, results[name], flush=True)
     for name in METHODS:
         command = [sys.executable, "-m", "benchmarks.peer_methods", "--peak-of", name]
-        command += ["--data", str(arguments.data), "--rows", "100", "--validation-rows", "20"]
+        command += ["--data", str(arguments.data), "--rows", "60", "--validation-rows", "20"]
         command += ["--tokens", tokens]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[name]["peak_megabytes, 100 × 20 rows"] = round(float(done.stdout.split()[-1]))
+        results[name]["peak_megabytes, 60 × 20 rows"] = round(float(done.stdout.split()[-1]))
     few = [
         padded_to(rows[:PUBLISHED_ROWS], PUBLISHED_WIDTH, PUBLISHED_BATCH)
         for rows in (train, trusted[:8])

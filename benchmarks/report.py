@@ -184,10 +184,10 @@ def peer_methods() -> str:
             own = measured["results"][name]
             found = f"{own['auc']:.3f} / {own['recall']:.3f}" if "auc" in own else "–"
             seconds = ", ".join(f"{s:.1f}" for s in own["seconds"])
-            rows.append((name, seconds, ratio, found, own["peak_megabytes, 100 × 20 rows"]))
+            rows.append((name, seconds, ratio, found, own["peak_megabytes, 60 × 20 rows"]))
         (few,) = (value for key, value in measured.items() if key.startswith("seconds, "))
         padding = ", ".join(f"{name} {seconds} s" for name, seconds in few.items())
-        header = ("method", "seconds", "median / exact", "AUC / recall", "peak MB, 100 × 20 rows")
+        header = ("method", "seconds", "median / exact", "AUC / recall", "peak MB, 60 × 20 rows")
         tables.append(f"""{tokens.capitalize()} tokens, {measured["rows"][0]} × {measured["rows"][1]} rows:
 
 {table(header, rows)}

@@ -11,7 +11,7 @@ from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.orchestration.describe import outcome_counts, typical_limit
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.progress import log_progress
+from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.resources import Storage, Valuation
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.storage.parts import StoredParts
@@ -42,7 +42,8 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
     ) -> TensorFile:
         from forvalue_dagster.engine.scoring import build_profile
 
-        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+        adapter = trained_adapter(naming, plan, storage)
+        with engine_warnings(context.log), valuation.session(adapter) as loaded:
             profile, outcome = build_profile(
                 loaded,
                 validation_data,
@@ -101,7 +102,8 @@ def build_feature_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         from forvalue_dagster.engine.features import feature_parts
 
         parts = StoredParts(parts_folder(naming, storage, context.partition_key))
-        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+        adapter = trained_adapter(naming, plan, storage)
+        with engine_warnings(context.log), valuation.session(adapter) as loaded:
             passes = feature_parts(
                 loaded,
                 raw_finetuning_data,

@@ -1,10 +1,11 @@
-"""Progress of a pass in the Dagster log."""
+"""What a pass says of itself, in the Dagster log: progress, and its warnings."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -27,3 +28,24 @@ def log_progress(log: logging.Logger, rows: int) -> Callable[[int, int], None]:
         )
 
     return report
+
+
+@contextmanager
+def engine_warnings(log: logging.Logger) -> Iterator[None]:
+    """Pass warnings of the engine, which knows no Dagster, on to a run's log."""
+    handler = _PassOn(log)
+    logger = logging.getLogger("forvalue_dagster.engine")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _PassOn(logging.Handler):
+    def __init__(self, log: logging.Logger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, record.getMessage())

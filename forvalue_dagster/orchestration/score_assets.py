@@ -14,7 +14,7 @@ from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.orchestration.describe import EXTREMES, extremes, outcome_counts, share
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.progress import log_progress
+from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.resources import Storage, Valuation
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.quality.verdicts import mark_atypical
@@ -80,7 +80,8 @@ def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
             validation_profile.tensors, validation_profile.metadata
         )
         progress = log_progress(context.log, len(raw_finetuning_data))
-        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+        adapter = trained_adapter(naming, plan, storage)
+        with engine_warnings(context.log), valuation.session(adapter) as loaded:
             on_device = profile.to(loaded.device)
             scores = score_rows(
                 loaded, raw_finetuning_data, on_device, valuation.options(), progress

@@ -268,3 +268,21 @@ def test_balanced_groups_reach_the_dataset(project: Project) -> None:
     for group in ("code", "maths"):
         best = scores.sort(f"value_{group}", descending=True)["row"][0]
         assert best in kept["row"]
+
+
+def test_warnings_of_the_pass_reach_the_run_log(project: Project, monkeypatch) -> None:
+    """As when a batch does not fit in memory: the engine knows no Dagster, and says it anyway."""
+    import forvalue_dagster.engine.features as module
+    from forvalue_dagster.engine.memory import TokenBudget
+
+    real = module.forward_pass
+
+    def tight(loaded, window, options, budget: TokenBudget):
+        budget.halve(100)
+        return real(loaded, window, options, budget)
+
+    monkeypatch.setattr(module, "forward_pass", tight)
+    project.run("forvalue_profile")
+    (result,) = project.value("good")
+    messages = [entry.user_message for entry in project.instance.all_logs(result.run_id)]
+    assert "A batch of 100 tokens did not fit in memory; going on with 50." in messages
