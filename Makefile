@@ -46,7 +46,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.datainf_task --tokens all
 	$(BIN)/python -m benchmarks.datainf_task --tokens response
 	$(BIN)/python -m benchmarks.gsm8k_noise
-	$(BIN)/python -m benchmarks.peer_methods
+	$(BIN)/python -m benchmarks.peer_methods --tokens all
+	$(BIN)/python -m benchmarks.peer_methods --tokens response
+	$(BIN)/python -m benchmarks.feature_layout
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.report
 

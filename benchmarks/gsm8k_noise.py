@@ -71,7 +71,7 @@ def measure(loaded: LoadedModel, train: pl.DataFrame, validation: pl.DataFrame) 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--validation-rows", type=int, default=80)
     parser.add_argument("--noise", type=float, default=0.4)
     arguments = parser.parse_args()

@@ -121,6 +121,21 @@ a token on disk.
 """
 
 
+def layout() -> str:
+    measured = result("feature_layout")
+    rows = [
+        (name, f"{r['write_seconds']} s", f"{r['scan_seconds']} s", r["bytes_a_token"])
+        for name, r in measured["results"].items()
+    ]
+    return f"""## Layout of the feature table
+
+`python -m benchmarks.feature_layout`: {measured["rows"]:,} rows of {measured["tokens a row"]} tokens, written
+and then read window by window, the second time.
+
+{table(("layout", "write", "full scan", "bytes a token"), rows)}
+"""
+
+
 def metric_choice() -> str:
     noise = result("gsm8k_noise")
     by_warm_up = noise["results by warm-up"]
@@ -252,6 +267,7 @@ def main() -> None:
         forward_passes(),
         fidelity(),
         revaluation(),
+        layout(),
         metric_choice(),
         peer_methods(),
         precision(),
