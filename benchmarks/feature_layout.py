@@ -2,7 +2,7 @@
 
     python -m benchmarks.feature_layout
 
-Real features of GSM8K answers in random order, 10,000 rows of 50 tokens, in windows of 512 rows:
+Real features of GSM8K answers (see `revaluation`), 10,000 rows of 50 tokens, in windows of 512 rows:
 binary columns in Parquet (what the project uses), list columns in Parquet, one safetensors file for
 each window beside a row index, and Lance if `pylance` is installed.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from benchmarks.harness import argument_parser, need, save
-from benchmarks.revaluation import BYTES_OF, TOKENS
+from benchmarks.revaluation import BYTES_OF, TOKENS, WINDOW, copies
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.engine.feature_table import read_features
 from forvalue_dagster.engine.features import feature_parts
@@ -28,7 +28,6 @@ from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import load_model
 from forvalue_dagster.storage.parquet import write_parts
 
-WINDOW = 512
 LISTS = {
     "last_hidden": np.int8,
     "hidden_scale": np.float32,
@@ -37,12 +36,6 @@ LISTS = {
     "error_tokens": np.int32,
     "error_values": np.float16,
 }
-
-
-def windows(real: pl.DataFrame, count: int) -> Iterator[pl.DataFrame]:
-    generator = np.random.default_rng(0)
-    for first in range(0, count, WINDOW):
-        yield real[generator.integers(0, len(real), min(WINDOW, count - first))]
 
 
 def as_lists(part: pl.DataFrame) -> pa.Table:
@@ -124,7 +117,7 @@ def main() -> None:
         pl.col(name).bin.slice(0, size * TOKENS) for name, size in BYTES_OF.items()
     )
     real = real.with_columns(response_tokens=pl.lit(TOKENS, pl.Int64))
-    parts = list(windows(real, arguments.rows))
+    parts = list(copies(real, arguments.rows))
     layouts = {"binary columns, Parquet": binary, "list columns, Parquet": lists}
     layouts["safetensors for each window"] = tensors
     if importlib.util.find_spec("lance"):

@@ -4,8 +4,8 @@
 
 100,000 rows of 50 response tokens, written as a feature table and valued with one and with eight
 groups, each in a process of its own. The rows are copies of real features of GSM8K answers in
-random order, so that tokens occur as often as they do; the forward pass that they stand for is
-timed on the same rows.
+random order, so that tokens occur as often as they do, with jittered hidden states, so that the
+copies do not compress; the feature pass that they stand for is timed on the same answers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from upath import UPath
 
 from benchmarks.harness import argument_parser, need, peak_megabytes, save
 from forvalue_dagster import ModelConfig, read_rows
@@ -33,6 +35,7 @@ from forvalue_dagster.storage.tensors import load_tensors
 from forvalue_dagster.valuation.profile import ValidationProfile
 
 TOKENS = 50
+WINDOW = 512
 BYTES_OF = {
     "last_hidden": 576,
     "hidden_scale": 4,
@@ -44,10 +47,10 @@ BYTES_OF = {
 
 
 def value_once(table: Path, profile_file: Path) -> None:
-    stored = load_tensors(profile_file)  # type: ignore[arg-type]
+    stored = load_tensors(UPath(profile_file))
     profile = ValidationProfile.from_tensors(stored.tensors, stored.metadata)
     start = time.perf_counter()
-    scores = score_features(pl.scan_parquet(table), profile, ValuationOptions(window_rows=512))
+    scores = score_features(pl.scan_parquet(table), profile, ValuationOptions(window_rows=WINDOW))
     seconds = time.perf_counter() - start
     assert (scores["status"] == "scored").all()
     print(json.dumps({"seconds": round(seconds, 1), "peak_megabytes": round(peak_megabytes())}))
@@ -106,17 +109,25 @@ def main() -> None:
     )
 
 
-def write_copies(real: pl.DataFrame, count: int, path: Path) -> None:
+def copies(real: pl.DataFrame, count: int) -> Iterator[pl.DataFrame]:
+    """Windows of random rows, their hidden states jittered so that copies do not compress."""
     generator = np.random.default_rng(0)
+    width = BYTES_OF["last_hidden"] * TOKENS
+    for first in range(0, count, WINDOW):
+        size = min(WINDOW, count - first)
+        part = real[generator.integers(0, len(real), size)]
+        states = np.frombuffer(b"".join(part["last_hidden"]), np.int8).reshape(size, width)
+        jitter = generator.integers(-1, 2, states.shape, np.int8)
+        states = np.clip(states.astype(np.int16) + jitter, -127, 127).astype(np.int8)
+        yield part.with_columns(
+            pl.int_range(first, first + size, dtype=pl.Int64).alias("row"),
+            pl.Series("last_hidden", [state.tobytes() for state in states], pl.Binary),
+        )
 
-    def parts():
-        for first in range(0, count, 512):
-            size = min(512, count - first)
-            part = real[generator.integers(0, len(real), size)]
-            yield part.with_columns(row=pl.int_range(first, first + size, dtype=pl.Int64))
 
+def write_copies(real: pl.DataFrame, count: int, path: Path) -> None:
     with path.open("wb") as stream:
-        write_parts(stream, parts())
+        write_parts(stream, copies(real, count))
 
 
 def write_profile(profile: ValidationProfile, path: Path) -> None:

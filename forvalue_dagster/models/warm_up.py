@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import polars as pl
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
@@ -24,6 +26,7 @@ from forvalue_dagster.models.warm_up_config import WarmUp
 
 _IGNORED = -100  # the label that transformers' losses leave out
 _CHECKPOINTS = 4
+_ADVICE = "lower the learning rate ({}), or train in float32 or bfloat16."
 
 
 class WarmUpError(RuntimeError):
@@ -56,41 +59,41 @@ def train_adapter(
         indices of the rows it was trained on.
 
     Raises:
-        WarmUpError: if no row can be trained on, the loss is not finite, or the model has an
-            adapter already.
+        WarmUpError: if no row can be trained on, the loss or the adapter is not finite, or the
+            model has an adapter already.
     """
     if config.adapter is not None:
         raise WarmUpError(
             f"The model has the adapter {config.adapter!r} already; expected none beside a "
             "warm-up. Merge it into the base model, or leave out the warm-up."
         )
-    target, record = folder / "adapter", folder / "adapter" / "rows.json"
+    target, checkpoints = folder / "adapter", folder / "checkpoints"
+    record = target / "rows.json"
     if not target.exists():
         model, tokenizer = load_base(config)
         window = window_of(model, config.max_length)
         encoding = Encoding(tokens, window, config.chat_template)  # type: ignore[arg-type]
         encoded = _encode(ConversationEncoder(tokenizer, encoding), rows)
-        chosen = _draw(encoded, warm_up)
-        if not chosen:
+        if not encoded:
             raise WarmUpError(f"None of the {len(rows)} rows has tokens to train on.")
+        chosen = _draw(encoded, warm_up)
         torch.manual_seed(warm_up.seed)
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=warm_up.rank,
-                lora_alpha=warm_up.alpha or 2 * warm_up.rank,
-                target_modules="all-linear",  # all but the head
-                base_model_name_or_path=config.name,
-            ),
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=warm_up.rank,
+            lora_alpha=warm_up.alpha or 2 * warm_up.rank,
+            target_modules="all-linear",  # all but the head
         )
-        _train(adapted, [encoded[index] for index in chosen], warm_up, folder, log)
+        adapted = get_peft_model(model, lora)
+        # Left to itself, peft asks the hub about the vocabulary whenever it saves.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+        _train(adapted, [encoded[index] for index in chosen], warm_up, checkpoints, log)
         scratch = folder / "adapter.unfinished"
         adapted.peft_config["default"].base_model_name_or_path = config.name
         adapted.save_pretrained(scratch)
         (scratch / record.name).write_text(json.dumps(sorted(chosen)))
         scratch.rename(target)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     used: list[int] = json.loads(record.read_text())
     return target, used
 
@@ -111,6 +114,10 @@ def _draw(encoded: dict[int, EncodedRow], warm_up: WarmUp) -> list[int]:
     if warm_up.max_tokens is None:
         return order
     total = np.cumsum([len(encoded[index]) for index in order])
+    if total[0] > warm_up.max_tokens:
+        raise WarmUpError(
+            f"max_tokens is {warm_up.max_tokens}, but the first row drawn has {total[0]}; raise it."
+        )
     return order[: int((total <= warm_up.max_tokens).sum())]
 
 
@@ -118,11 +125,11 @@ def _train(
     model: Any,
     rows: Sequence[EncodedRow],
     warm_up: WarmUp,
-    folder: Path,
+    checkpoints: Path,
     log: Callable[[str], object],
 ) -> None:
     steps = math.ceil(len(rows) / warm_up.batch_rows) * warm_up.epochs
-    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=warm_up.batch_rows,
@@ -146,10 +153,27 @@ def _train(
         data_collator=_collate,
         callbacks=[_Watch(log)],
     )
-    started = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    trainer.remove_callback(PrinterCallback)
+    started = _last_whole(checkpoints)
     if started:
         log(f"Going on from {Path(started).name}.")
     trainer.train(resume_from_checkpoint=started)
+    # The last steps may go by unlogged.
+    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        advice = _ADVICE.format(warm_up.learning_rate)
+        raise WarmUpError(f"The adapter is not finite after the last step; {advice}")
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """Return the newest checkpoint, removing any that a kill left half written."""
+    while (newest := get_last_checkpoint(str(checkpoints))) is not None:
+        try:
+            json.loads((Path(newest) / "trainer_state.json").read_text())  # written last
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+        else:
+            return str(newest)
+    return None
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -163,10 +187,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if loss is None:
             return
         if not math.isfinite(loss):
-            raise WarmUpError(
-                f"The loss is {loss} at step {state.global_step}; lower the learning rate "
-                f"({args.learning_rate}), or train in float32 or bfloat16."
-            )
+            advice = _ADVICE.format(args.learning_rate)
+            raise WarmUpError(f"The loss is {loss} at step {state.global_step}; {advice}")
         self._log(f"Warm-up, step {state.global_step} of {state.max_steps}: loss {loss:.3f}")
 
 
@@ -174,19 +196,14 @@ def _example(row: EncodedRow) -> dict[str, Any]:
     labels = np.full(len(row), _IGNORED)
     # The mask marks the position that predicts; transformers' losses shift the labels themselves.
     labels[1:][row.mask[:-1]] = row.input_ids[1:][row.mask[:-1]]
-    return {"input_ids": row.input_ids, "labels": labels}
+    attention_mask = np.ones_like(row.input_ids)
+    return {"input_ids": row.input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Pad on the right."""
-
-    def padded(arrays: Sequence[Any], filler: int) -> Tensor:
-        tensors = [torch.as_tensor(array) for array in arrays]
-        return torch.nn.utils.rnn.pad_sequence(tensors, True, filler)
-
-    ids = [example["input_ids"] for example in examples]
+    fillers = {"input_ids": 0, "attention_mask": 0, "labels": _IGNORED}
     return {
-        "input_ids": padded(ids, 0),
-        "attention_mask": padded([np.ones_like(array) for array in ids], 0),
-        "labels": padded([example["labels"] for example in examples], _IGNORED),
+        name: pad_sequence([torch.as_tensor(row[name]) for row in examples], True, filler)
+        for name, filler in fillers.items()
     }

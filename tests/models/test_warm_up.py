@@ -7,16 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from peft.utils import save_and_load
 from safetensors.torch import load_file
+from transformers import Trainer
 
 import forvalue_dagster as fv
+from forvalue_dagster.data.chat import EncodedRow
+from forvalue_dagster.models import warm_up as warm_up_module
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
-from forvalue_dagster.models.warm_up import WarmUpError, train_adapter
+from forvalue_dagster.models.warm_up import WarmUpError, _example, train_adapter
 from tests.engine.test_functions import make_rows
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -31,6 +37,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     tiny_model("llama-tied", torch.float32).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return ModelConfig(str(path), local_files_only=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in another order are other sums: what is compared exactly runs on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def weights(adapter: Path) -> bytes:
@@ -81,8 +96,45 @@ def test_seeds(base, tmp_path: Path) -> None:
 
 def test_a_budget_of_tokens(base, tmp_path: Path) -> None:
     warm_up = fv.WarmUp(**(vars(QUICK) | {"max_tokens": 300}))
-    _, used = train_adapter(base, ROWS, "response", warm_up, tmp_path)
+    _, used = train_adapter(base, ROWS, "response", warm_up, tmp_path / "a")
     assert 1 <= len(used) < 12
+    tight = fv.WarmUp(**(vars(QUICK) | {"max_tokens": 5}))
+    with pytest.raises(WarmUpError, match=r"max_tokens is 5, but the first row drawn has \d+"):
+        train_adapter(base, ROWS, "response", tight, tmp_path / "b")
+
+
+def test_the_loss_is_on_the_tokens_that_are_scored() -> None:
+    row = EncodedRow(np.array([5, 6, 7, 8]), np.array([False, True, False, False]), False)
+    assert _example(row)["labels"].tolist() == [-100, -100, 7, -100]
+
+
+def test_a_bfloat16_base_gets_a_float32_adapter(base, tmp_path: Path) -> None:
+    half = ModelConfig(base.name, dtype="bfloat16", local_files_only=True)
+    adapter, _ = train_adapter(half, ROWS[:4], "response", QUICK, tmp_path)
+    kinds = {tensor.dtype for tensor in load_file(adapter / "adapter_model.safetensors").values()}
+    assert kinds == {torch.float32}
+
+
+def test_no_hub_is_asked_and_nothing_printed(base, tmp_path: Path, monkeypatch, capfd) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("peft asked the hub")
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", asked)
+    # A name that is no path, as for a model of the hub or the embedded one.
+    monkeypatch.chdir(Path(base.name).parent)
+    relative = ModelConfig(Path(base.name).name, local_files_only=True)
+    real = warm_up_module.load_base
+
+    def renamed(config: ModelConfig) -> tuple:
+        model, tokenizer = real(config)
+        model.name_or_path = model.config._name_or_path = "someone/model"
+        return model, tokenizer
+
+    monkeypatch.setattr(warm_up_module, "load_base", renamed)
+    adapter, _ = train_adapter(relative, ROWS[:4], "response", QUICK, tmp_path / "a")
+    assert capfd.readouterr().out == ""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == relative.name
 
 
 WORKER = """
@@ -95,18 +147,15 @@ from tests.models.test_warm_up import QUICK, ROWS
 torch.set_num_threads(1)
 def log(line):
     print(line, flush=True)
-    if len(sys.argv) > 3:
-        time.sleep(0.2)
+    time.sleep(0.2)
 base = ModelConfig(sys.argv[1], local_files_only=True)
 train_adapter(base, ROWS, "response", QUICK, Path(sys.argv[2]), log)
 """
 
 
 def test_kill_9_in_the_middle(base, tmp_path: Path) -> None:
-    def command(folder: str, *more: str) -> list[str]:
-        return [sys.executable, "-c", WORKER, base.name, str(tmp_path / folder), *more]
-
-    process = subprocess.Popen(command("a", "slowly"), cwd=ROOT, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", WORKER, base.name, str(tmp_path / "a")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "a").glob("checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None
@@ -116,15 +165,34 @@ def test_kill_9_in_the_middle(base, tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "a" / "adapter").exists()
-    resumed = subprocess.run(command("a"), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Going on from checkpoint-" in resumed.stdout
-    subprocess.run(command("b"), cwd=ROOT, capture_output=True, check=True)
-    left, right = (
-        load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors")
-        for folder in ("a", "b")
-    )
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    lines: list[str] = []
+    resumed, _ = train_adapter(base, ROWS, "response", QUICK, tmp_path / "a", lines.append)
+    assert lines[0].startswith("Going on from checkpoint-")
+    whole, _ = train_adapter(base, ROWS, "response", QUICK, tmp_path / "b")
+    assert weights(resumed) == weights(whole)
+
+
+def test_a_checkpoint_half_written_is_passed_over(base, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die_at_8(line: str) -> None:
+        if "step 8 " in line:
+            raise KilledError
+
+    folder = tmp_path / "a"
+    with pytest.raises(KilledError):
+        train_adapter(base, ROWS, "response", QUICK, folder, die_at_8)
+    (whole,) = (folder / "checkpoints").iterdir()
+    torn = folder / "checkpoints" / "checkpoint-9"
+    torn.mkdir()
+    content = (whole / "adapter_model.safetensors").read_bytes()
+    (torn / "adapter_model.safetensors").write_bytes(content[:500])
+    lines: list[str] = []
+    adapter, _ = train_adapter(base, ROWS, "response", QUICK, folder, lines.append)
+    assert lines[0] == f"Going on from {whole.name}."
+    uninterrupted, _ = train_adapter(base, ROWS, "response", QUICK, tmp_path / "b")
+    assert weights(adapter) == weights(uninterrupted)
 
 
 def test_what_cannot_be_trained_is_said(base, tmp_path: Path) -> None:
@@ -137,6 +205,28 @@ def test_what_cannot_be_trained_is_said(base, tmp_path: Path) -> None:
     wild = fv.WarmUp(**(vars(QUICK) | {"learning_rate": 1e30}))
     with pytest.raises(WarmUpError, match=r"The loss is (nan|inf) at step \d+; lower"):
         train_adapter(base, ROWS, "response", wild, tmp_path / "c")
+
+
+def test_an_adapter_that_is_not_finite_is_never_saved(base, tmp_path: Path, monkeypatch) -> None:
+    """Not even when it breaks after the last loss that is logged."""
+    step, taken = Trainer.training_step, iter(range(1, 100))
+
+    def broken(self, *args, **options):
+        loss = step(self, *args, **options)
+        return loss * float("nan") if next(taken) == 41 and poison(self.model) else loss
+
+    def poison(model: torch.nn.Module) -> bool:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+        return True
+
+    monkeypatch.setattr(Trainer, "training_step", broken)
+    rows = fv.read_rows(make_rows(41, 3))  # a loss is logged every second step
+    single = fv.WarmUp(rank=2, batch_rows=1)
+    with pytest.raises(WarmUpError, match="The adapter is not finite after the last step; lower"):
+        train_adapter(base, rows, "response", single, tmp_path)
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize(
