@@ -2,7 +2,7 @@
 
     python -m benchmarks.feature_layout
 
-Real features of GSM8K answers (see `revaluation`), 10,000 rows of 50 tokens, in windows of 512 rows:
+Real features of GSM8K answers (see `revaluation`), 10,000 rows of 50 tokens, windows of 512 rows:
 binary columns in Parquet (what the project uses), list columns in Parquet, one safetensors file for
 each window beside a row index, and Lance if `pylance` is installed.
 """

@@ -92,6 +92,12 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         "trust_remote_code": config.trust_remote_code,
     }
     device = _device(config.device)
+    if config.quantization == "int4" and device.type == "cpu":
+        # bitsandbytes 0.50.2 loads it, and the embedded model's NLL is then worse than a guess.
+        raise ModelLoadError(
+            "quantization is 'int4' on the CPU, where its output was found wrong; expected a GPU. "
+            "Use 'int8' or 'none'."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         if config.quantization != "none":

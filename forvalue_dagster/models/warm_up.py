@@ -26,7 +26,7 @@ from forvalue_dagster.models.warm_up_config import WarmUp
 
 _IGNORED = -100  # the label that transformers' losses leave out
 _CHECKPOINTS = 4
-_ADVICE = "lower the learning rate ({}), or train in float32 or bfloat16."
+_ADVICE = "lower the learning rate, or train in float32 or bfloat16."
 
 
 class WarmUpError(RuntimeError):
@@ -91,6 +91,7 @@ def train_adapter(
         scratch = folder / "adapter.unfinished"
         adapted.peft_config["default"].base_model_name_or_path = config.name
         adapted.save_pretrained(scratch)
+        (scratch / "README.md").unlink(missing_ok=True)  # an empty model card, with a local path
         (scratch / record.name).write_text(json.dumps(sorted(chosen)))
         scratch.rename(target)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -115,9 +116,7 @@ def _draw(encoded: dict[int, EncodedRow], warm_up: WarmUp) -> list[int]:
         return order
     total = np.cumsum([len(encoded[index]) for index in order])
     if total[0] > warm_up.max_tokens:
-        raise WarmUpError(
-            f"max_tokens is {warm_up.max_tokens}, but the first row drawn has {total[0]}; raise it."
-        )
+        raise WarmUpError(f"max_tokens is {warm_up.max_tokens}, but a row drawn has {total[0]}.")
     return order[: int((total <= warm_up.max_tokens).sum())]
 
 
@@ -129,7 +128,6 @@ def _train(
     log: Callable[[str], object],
 ) -> None:
     steps = math.ceil(len(rows) / warm_up.batch_rows) * warm_up.epochs
-    checkpoints.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=warm_up.batch_rows,
@@ -146,33 +144,25 @@ def _train(
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=[_example(row) for row in rows],
-        data_collator=_collate,
-        callbacks=[_Watch(log)],
-    )
+    examples = [_example(row) for row in rows]
+    trainer = Trainer(model, arguments, _collate, examples, callbacks=[_Watch(log)])
     trainer.remove_callback(PrinterCallback)
-    started = _last_whole(checkpoints)
-    if started:
+    if started := _last_whole(checkpoints):
         log(f"Going on from {Path(started).name}.")
     trainer.train(resume_from_checkpoint=started)
     # The last steps may go by unlogged.
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-        advice = _ADVICE.format(warm_up.learning_rate)
-        raise WarmUpError(f"The adapter is not finite after the last step; {advice}")
+        raise WarmUpError(f"The adapter is not finite after the last step; {_ADVICE}")
 
 
 def _last_whole(checkpoints: Path) -> str | None:
     """Return the newest checkpoint, removing any that a kill left half written."""
-    while (newest := get_last_checkpoint(str(checkpoints))) is not None:
+    while newest := get_last_checkpoint(str(checkpoints)):
         try:
             json.loads((Path(newest) / "trainer_state.json").read_text())  # written last
+            return str(newest)
         except (OSError, ValueError):
             shutil.rmtree(newest)
-        else:
-            return str(newest)
     return None
 
 
@@ -187,8 +177,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if loss is None:
             return
         if not math.isfinite(loss):
-            advice = _ADVICE.format(args.learning_rate)
-            raise WarmUpError(f"The loss is {loss} at step {state.global_step}; {advice}")
+            raise WarmUpError(f"The loss is {loss} at step {state.global_step}; {_ADVICE}")
         self._log(f"Warm-up, step {state.global_step} of {state.max_steps}: loss {loss:.3f}")
 
 

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 
+import forvalue_dagster as fv
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import ModelLoadError, load_model
 from tests.tiny import byte_tokenizer, tiny_model
@@ -114,3 +115,22 @@ def test_adapters_that_cannot_be_merged(directory: Path, tmp_path: Path) -> None
     peft.get_peft_model(model, prefix).save_pretrained(tmp_path / "prompt")
     with pytest.raises(ModelLoadError, match="prepends virtual tokens, which cannot be merged"):
         load_model(ModelConfig(str(directory), adapter=str(tmp_path / "prompt")))
+
+
+def test_int8_weights(directory: Path) -> None:
+    """Through bitsandbytes, which also runs on a CPU; the head stays a plain layer."""
+    rows = [{"prompt": "some words", "response": "and some more of them"}]
+    plain, rounded = (
+        fv.sample_features(
+            rows, model=ModelConfig(str(directory), device="cpu", quantization=quantization)
+        )
+        for quantization in ("none", "int8")
+    )
+    assert abs(plain["nll"][0] - rounded["nll"][0]) < 0.05 * plain["nll"][0]
+    assert plain["nll"][0] != rounded["nll"][0]
+    assert plain["fingerprint"][0] != rounded["fingerprint"][0]
+
+
+def test_int4_weights_need_a_gpu(directory: Path) -> None:
+    with pytest.raises(ModelLoadError, match="expected a GPU"):
+        load_model(ModelConfig(str(directory), device="cpu", quantization="int4"))

@@ -19,6 +19,7 @@ from transformers import Trainer
 
 import forvalue_dagster as fv
 from forvalue_dagster.data.chat import EncodedRow
+from forvalue_dagster.models import loading
 from forvalue_dagster.models import warm_up as warm_up_module
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
@@ -99,7 +100,7 @@ def test_a_budget_of_tokens(base, tmp_path: Path) -> None:
     _, used = train_adapter(base, ROWS, "response", warm_up, tmp_path / "a")
     assert 1 <= len(used) < 12
     tight = fv.WarmUp(**(vars(QUICK) | {"max_tokens": 5}))
-    with pytest.raises(WarmUpError, match=r"max_tokens is 5, but the first row drawn has \d+"):
+    with pytest.raises(WarmUpError, match=r"max_tokens is 5, but a row drawn has \d+"):
         train_adapter(base, ROWS, "response", tight, tmp_path / "b")
 
 
@@ -120,21 +121,17 @@ def test_no_hub_is_asked_and_nothing_printed(base, tmp_path: Path, monkeypatch, 
         raise AssertionError("peft asked the hub")
 
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", asked)
-    # A name that is no path, as for a model of the hub or the embedded one.
-    monkeypatch.chdir(Path(base.name).parent)
-    relative = ModelConfig(Path(base.name).name, local_files_only=True)
-    real = warm_up_module.load_base
+    load_base = warm_up_module.load_base
 
-    def renamed(config: ModelConfig) -> tuple:
-        model, tokenizer = real(config)
-        model.name_or_path = model.config._name_or_path = "someone/model"
+    def from_the_hub(_: ModelConfig) -> tuple:
+        model, tokenizer = load_base(base)
+        model.name_or_path = "someone/model"
         return model, tokenizer
 
-    monkeypatch.setattr(warm_up_module, "load_base", renamed)
-    adapter, _ = train_adapter(relative, ROWS[:4], "response", QUICK, tmp_path / "a")
+    monkeypatch.setattr(warm_up_module, "load_base", from_the_hub)
+    hub = ModelConfig("someone/model", local_files_only=True)
+    train_adapter(hub, ROWS[:4], "response", QUICK, tmp_path)
     assert capfd.readouterr().out == ""
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == relative.name
 
 
 WORKER = """
@@ -242,7 +239,10 @@ def test_meaningless_options(options: dict, message: str) -> None:
         fv.WarmUp(**options)
 
 
-def test_the_adapter_names_no_path_of_this_machine(base, tmp_path: Path) -> None:
-    adapter, _ = train_adapter(base, ROWS[:4], "response", QUICK, tmp_path)
+def test_the_adapter_names_no_path_of_this_machine(base, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loading, "embedded_model_directory", lambda: Path(base.name))
+    adapter, _ = train_adapter(ModelConfig(), ROWS[:4], "response", QUICK, tmp_path)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == base.name
+    assert config["base_model_name_or_path"] == "embedded"
+    assert not [p.name for p in adapter.iterdir() if base.name.encode() in p.read_bytes()]
+    load_model(ModelConfig(adapter=str(adapter)))
