@@ -71,8 +71,8 @@ def measure(loaded: LoadedModel, train: pl.DataFrame, validation: pl.DataFrame) 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--validation-rows", type=int, default=80)
+    parser.add_argument("--rows", type=int, default=240)
+    parser.add_argument("--validation-rows", type=int, default=64)
     parser.add_argument("--noise", type=float, default=0.4)
     arguments = parser.parse_args()
     folder = need(arguments.data / "gsm8k")
@@ -85,7 +85,7 @@ def main() -> None:
         if rows is not None:
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as scratch:
-                warm_up = WarmUp(max_tokens=20_000)
+                warm_up = WarmUp(max_tokens=12_000)
                 adapter, _ = train_adapter(
                     config, rows, "response", warm_up, Path(scratch), lambda line: print(line)
                 )

@@ -91,6 +91,11 @@ def peak_megabytes() -> float:
     raise SystemExit("This system does not tell a process's peak memory.")
 
 
+def reset_peak() -> None:
+    """Begin to measure the peak anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def save(name: str, result: dict[str, Any]) -> None:
     """Write a result beside the environment it was measured in."""
     RESULTS.mkdir(exist_ok=True)

@@ -11,8 +11,6 @@ those of both sides' passes and of the values.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.datainf_task import TASK, identification
-from benchmarks.harness import argument_parser, need, peak_megabytes, save
+from benchmarks.harness import argument_parser, need, peak_megabytes, reset_peak, save
 from benchmarks.passes import ONE_LINE
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.data.batching import Batch, batches
@@ -115,10 +113,9 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--validation-rows", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--tokens", choices=["all", "response"], default="all")
-    parser.add_argument("--peak-of", help="run one method once and print its peak memory")
     arguments = parser.parse_args()
     folder = need(arguments.data / "datainf")
     loaded, tokens = load_model(ModelConfig(chat_template=ONE_LINE)), arguments.tokens
@@ -127,25 +124,17 @@ def main() -> None:
         loaded, folder / f"{TASK}_validation.jsonl", arguments.validation_rows, tokens
     )
     sides = [list(batches(rows, arguments.batch_tokens)) for rows in (train, trusted)]
-    if arguments.peak_of:
-        METHODS[arguments.peak_of](loaded, *sides)
-        print(peak_megabytes())
-        return
     results: dict[str, dict] = {name: {"seconds": []} for name in METHODS}
     for _ in range(arguments.repeats):
         for name, method in METHODS.items():
+            reset_peak()
             start = time.perf_counter()
             values = method(loaded, *sides)
+            results[name]["peak_megabytes"] = round(peak_megabytes())
             results[name]["seconds"].append(round(time.perf_counter() - start, 2))
             if values.dim() == 2:
                 results[name] |= identification(values.numpy(), kinds, own)
             print(name, results[name], flush=True)
-    for name in METHODS:
-        command = [sys.executable, "-m", "benchmarks.peer_methods", "--peak-of", name]
-        command += ["--data", str(arguments.data), "--rows", "60", "--validation-rows", "20"]
-        command += ["--tokens", tokens]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[name]["peak_megabytes, 60 × 20 rows"] = round(float(done.stdout.split()[-1]))
     few = [
         padded_to(rows[:PUBLISHED_ROWS], PUBLISHED_WIDTH, PUBLISHED_BATCH)
         for rows in (train, trusted[:8])

@@ -38,14 +38,18 @@ def published_values(
     loaded: LoadedModel, training: Sequence[Batch], validation: Sequence[Batch]
 ) -> Tensor:
     """Return the value of each training row for the mean of the validation rows [N]."""
-    trusted = ResponsePositions.concatenate([_full_logits(loaded, b)[0] for b in validation])
+    parts, normalisers = [], []
+    for batch in validation:
+        positions, logits = _full_logits(loaded, batch)
+        parts.append(positions)
+        normalisers.append(logits.logsumexp(1))
+    trusted, normaliser = ResponsePositions.concatenate(parts), torch.cat(normalisers)
     weight = loaded.unembedding.weight
-    normaliser = torch.cat([(h @ weight.T).logsumexp(1) for h in trusted.hidden.split(512)])
-    known = trusted.labels.unique()
+    known = torch.cat([_tokens(batch) for batch in validation])
     values = []
     for batch in training:
         positions, logits = _full_logits(loaded, batch)
-        vocabulary = torch.cat([positions.labels, known]).unique()
+        vocabulary = torch.cat([_tokens(batch), known]).unique()
         error = _restricted_errors(logits, logits.logsumexp(1), positions.labels, vocabulary)
         against = _restricted_errors(
             trusted.hidden @ weight[vocabulary].T, normaliser, trusted.labels, vocabulary, cut=True
@@ -56,6 +60,10 @@ def published_values(
         )
         values.append((samples * direction).sum(dim=(1, 2)))
     return in_order(torch.cat(values), training)
+
+
+def _tokens(batch: Batch) -> Tensor:
+    return torch.from_numpy(batch.input_ids[batch.attention_mask > 0])
 
 
 def _full_logits(loaded: LoadedModel, batch: Batch) -> tuple[ResponsePositions, Tensor]:
@@ -127,7 +135,7 @@ def _batch_gradients(
     for handle in handles:
         handle.remove()
     # The head at scored positions only: the best that this method can do.
-    logits = captured[0][mask] @ loaded.unembedding.weight.T
+    logits = loaded.unembedding.logits(captured[0][mask], slice(None))
     loss = nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1)[mask], reduction="sum")
     (-loss).backward()
     return [found[number] for number in range(len(layers))]

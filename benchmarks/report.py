@@ -171,7 +171,7 @@ def metric_choice() -> str:
 clean, against {
         noise["rows"][1]
     } validation rows. Share of clean rows among the top 10 % / ROC-AUC, without
-warm-up, after one LoRA epoch (at most 20,000 tokens) on the validation rows, and on the noisy rows.
+warm-up, after one LoRA epoch (at most 12,000 tokens) on the validation rows, and on the noisy rows.
 
 {table(header, rows)}
 
@@ -199,10 +199,10 @@ def peer_methods() -> str:
             own = measured["results"][name]
             found = f"{own['auc']:.3f} / {own['recall']:.3f}" if "auc" in own else "–"
             seconds = ", ".join(f"{s:.1f}" for s in own["seconds"])
-            rows.append((name, seconds, ratio, found, own["peak_megabytes, 60 × 20 rows"]))
+            rows.append((name, seconds, ratio, found, own["peak_megabytes"]))
         (few,) = (value for key, value in measured.items() if key.startswith("seconds, "))
         padding = ", ".join(f"{name} {seconds} s" for name, seconds in few.items())
-        header = ("method", "seconds", "median / exact", "AUC / recall", "peak MB, 60 × 20 rows")
+        header = ("method", "seconds", "median / exact", "AUC / recall", "peak MB")
         tables.append(f"""{tokens.capitalize()} tokens, {measured["rows"][0]} × {measured["rows"][1]} rows:
 
 {table(header, rows)}
@@ -218,7 +218,7 @@ On 48 × 8 rows: {padding}. The published vocabulary cut moves values by up to
 sides' passes and the values. LoRA gradients (rank 8, query and value projections) come from one batched
 backward pass with per-sample gradients taken by hooks, the head at scored positions only. "As published"
 is Algorithm 1 of the paper: it makes the logits of every position and cuts the vocabulary to the tokens of
-the batch; ours makes one more product over the vocabulary, at scored positions only, and is exact. Where
+the batch and of the validation rows, prompts included; ours makes one more product over the vocabulary, at scored positions only, and is exact. Where
 every token is scored, that product is its price.
 
 {listing}"""

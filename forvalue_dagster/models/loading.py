@@ -197,7 +197,10 @@ def _merge_adapter(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, st
         adapted = PeftModel.from_pretrained(
             model, adapter, local_files_only=config.local_files_only
         )
-        digest = fingerprint_tensors(get_peft_model_state_dict(adapted))
+        digest = fingerprint_tensors(
+            # Embeddings, if it has any, are in the merged weights; looking for them asks the hub.
+            get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        )
         merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         exists = "exists" if Path(adapter).exists() else "is no local directory"

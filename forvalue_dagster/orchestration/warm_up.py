@@ -81,7 +81,8 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         from forvalue_dagster.models.warm_up import train_adapter
 
         rows = (training_rows if warm_up.rows == "training" else validation_rows).read()
-        identity = "\n".join([configuration, repr(valuation.config()), *rows["messages"]])
+        content = rows.select("messages", "tools", "problem").write_ndjson()
+        identity = "\n".join([configuration, repr(valuation.config()), valuation.tokens, content])
         workspace = cache_root() / "warm_up" / sha256(identity.encode()).hexdigest()[:16]
         adapter, used = train_adapter(
             valuation.config(), rows, valuation.tokens, warm_up, workspace, context.log.info

@@ -14,6 +14,7 @@ from forvalue_dagster.engine.forward import response_positions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.unembedding import capture_last_hidden
 from tests.tiny import VOCABULARY, tiny_loaded
 
 
@@ -72,6 +73,34 @@ def test_lora_gradients_are_those_of_autograd(loaded) -> None:
             )
 
 
+def test_lora_gradients_ignore_the_batches(loaded) -> None:
+    encoded = rows(6, 3)
+    for one, many in zip(
+        *(peers.lora_gradients(loaded, cut(encoded, budget)) for budget in (1, 1000)), strict=True
+    ):
+        scale = float(one.abs().max())
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_rows_come_back_in_their_order() -> None:
+    # A permutation that is not its own inverse, or indexing by it would pass as well.
+    parts = [Batch(rows, *(np.zeros((len(rows), 1)),) * 3) for rows in ((2, 0), (3, 1))]
+    assert peers.in_order(torch.tensor([2, 0, 3, 1]), parts).tolist() == [0, 1, 2, 3]
+
+
+def test_hessian_free_is_the_sum_of_inner_products() -> None:
+    generator = torch.Generator().manual_seed(1)
+    train, validation = (
+        [torch.randn(count, width, generator=generator).double() for width in (5, 9)]
+        for count in (4, 3)
+    )
+    whole = [torch.cat(side, dim=1) for side in (train, validation)]
+    expected = [[float(a @ b) for b in whole[1]] for a in whole[0]]
+    torch.testing.assert_close(
+        peers.hessian_free(train, validation), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
 def test_datainf_is_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     train = [torch.randn(6, width, generator=generator).double() for width in (5, 9)]
@@ -119,9 +148,38 @@ def test_the_published_way_is_exact_on_the_whole_vocabulary_only(loaded) -> None
     )
 
 
+def gradient(loaded: LoadedModel, row: EncodedRow) -> torch.Tensor:
+    """G [V, d] of one row, straight from its definition."""
+    with torch.no_grad(), capture_last_hidden(loaded.model) as captured:
+        loaded.model(input_ids=torch.from_numpy(row.input_ids)[None], use_cache=False)
+    mask = torch.from_numpy(row.mask)
+    hidden = captured[0][0][mask]
+    labels = torch.from_numpy(row.input_ids).roll(-1)[mask]
+    error = torch.eye(VOCABULARY).double()[labels]
+    return (error - (hidden @ loaded.unembedding.weight.T).softmax(1)).T @ hidden
+
+
+def test_the_published_way_cuts_the_vocabulary_after_the_softmax(loaded) -> None:
+    train, trusted = rows(5, 6, vocabulary=40), rows(3, 7, vocabulary=60)
+    training = cut(train, 20)
+    assert len(training) > 1
+    found = peers.published_values(loaded, training, cut(trusted, 1000))
+
+    mean = torch.stack([gradient(loaded, row) for row in trusted]).mean(0)
+    for batch in training:
+        present = [*(train[index] for index in batch.rows), *trusted]
+        tokens = np.unique(np.concatenate([row.input_ids for row in present]))
+        for index in batch.rows:
+            expected = (gradient(loaded, train[index])[tokens] * mean[tokens]).sum()
+            torch.testing.assert_close(found[index], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_embedding_similarity_ignores_the_batches(loaded) -> None:
     encoded = rows(7, 2)
     one, many = (peers.mean_hidden_states(loaded, cut(encoded, b)) for b in (20, 1000))
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+    for index, row in enumerate(encoded):
+        (alone,) = peers.mean_hidden_states(loaded, cut([row], 1000))
+        torch.testing.assert_close(one[index], alone, rtol=1e-4, atol=1e-4)
     cosines = peers.embedding_similarity(one, many)
     torch.testing.assert_close(cosines.diagonal(), torch.ones(7).double(), rtol=1e-4, atol=1e-4)

@@ -245,4 +245,3 @@ def test_the_adapter_names_no_path_of_this_machine(base, tmp_path: Path, monkeyp
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "embedded"
     assert not [p.name for p in adapter.iterdir() if base.name.encode() in p.read_bytes()]
-    load_model(ModelConfig(adapter=str(adapter)))
