@@ -165,7 +165,7 @@ def measure_memory(arguments) -> None:
 
     peaks = {
         f"{which} {rows}": round(peak(which, rows), 1)
-        for which, rows in (("plain", 128), ("features", 128), ("exact", 128), ("exact", 384))
+        for which, rows in (("plain", 96), ("features", 96), ("exact", 96))
     }
     save("forward_passes_memory", {"peak_megabytes": peaks})
 

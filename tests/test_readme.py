@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_committed_results() -> None:
         f"{passes['features / plain']:.2f} ×",
         f"{passes['exact / plain']:.2f} ×",
         f"{passes['exact, 8 groups / plain']:.2f} ×",
-        f"{memory['exact 128'] - memory['plain 128']:+.0f} MB",
+        f"{memory['exact 96'] - memory['plain 96']:+.0f} MB",
         f"{again['results']['100000 rows, 1 group(s)']['seconds']:.0f} s",
         f"{again['results']['100000 rows, 8 group(s)']['seconds']:.0f} s",
         *(
