@@ -50,7 +50,8 @@ def value_once(table: Path, profile_file: Path) -> None:
     stored = load_tensors(UPath(profile_file))
     profile = ValidationProfile.from_tensors(stored.tensors, stored.metadata)
     start = time.perf_counter()
-    scores = score_features(pl.scan_parquet(table), profile, ValuationOptions(window_rows=WINDOW))
+    options = ValuationOptions(window_rows=WINDOW)
+    scores = score_features(pl.scan_parquet(table), profile, options, overwrite=True)
     seconds = time.perf_counter() - start
     assert (scores["status"] == "scored").all()
     print(json.dumps({"seconds": round(seconds, 1), "peak_megabytes": round(peak_megabytes())}))

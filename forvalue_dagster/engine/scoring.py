@@ -103,11 +103,12 @@ def score_rows(
     return with_source(refuse_broken_outcome(outcome.frame(columns)), "exact")
 
 
-def direction_of(profile: ValidationProfile, options: ValuationOptions) -> ValueDirection:
-    """Return the direction that the options ask for."""
-    return profile.direction(
-        Preconditioner(options.preconditioner, options.damping, options.centre)
-    )
+def direction_of(
+    profile: ValidationProfile, options: ValuationOptions, *, overwrite: bool = False
+) -> ValueDirection:
+    """Return the direction that the options ask for; `overwrite` spends the profile for it."""
+    preconditioner = Preconditioner(options.preconditioner, options.damping, options.centre)
+    return profile.direction(preconditioner, overwrite=overwrite)
 
 
 def with_source(scores: pl.DataFrame, source: str) -> pl.DataFrame:

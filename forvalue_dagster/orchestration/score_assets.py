@@ -56,7 +56,9 @@ def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         )
         rows = sample_features.select(pl.len()).collect().item()
         progress = log_progress(context.log, rows)
-        scores = score_features(sample_features, profile, valuation.options(), progress)
+        scores = score_features(
+            sample_features, profile, valuation.options(), progress, overwrite=True
+        )
         return _described(context, scores, profile.statistics["nll"].numpy())
 
     @decorate(

@@ -73,15 +73,25 @@ class ValidationProfile:
     features: TokenFeatures | None = None
     fingerprint: str = ""
 
-    def direction(self, preconditioner: Preconditioner) -> ValueDirection:
-        """Return the direction that values are measured along."""
+    def direction(
+        self, preconditioner: Preconditioner, *, overwrite: bool = False
+    ) -> ValueDirection:
+        """Return the direction that values are measured along.
+
+        Args:
+            preconditioner: the metric.
+            overwrite: write over the profile's gradients, which are then spent; where there are
+                many groups this halves the memory.
+        """
         metric = preconditioner.metric(self.hidden_mean, self.hidden_second_moment)
         metric = metric.to(self.gradients)
         gradients = self.gradients
-        if metric.mean is not None:  # Σ e (h − μ)ᵀ = Σ e hᵀ − (Σ e) μᵀ
-            gradients = gradients - self.errors[:, :, None] * metric.mean
-        if metric.whitening is not None:
-            gradients = gradients @ metric.whitening
+        if metric.mean is not None or metric.whitening is not None:
+            gradients = gradients if overwrite else torch.empty_like(gradients)
+            for own, target, errors in zip(self.gradients, gradients, self.errors, strict=True):
+                if metric.mean is not None:  # Σ e (h − μ)ᵀ = Σ e hᵀ − (Σ e) μᵀ
+                    own = own - errors[:, None] * metric.mean
+                target.copy_(own if metric.whitening is None else own @ metric.whitening)
         counts = torch.tensor(self.counts, dtype=torch.float64)
         weights = counts / counts.sum()
         mean = sum(

@@ -249,6 +249,18 @@ def test_profiles_survive_storage() -> None:
     assert torch.equal(again.errors, profile.errors)
 
 
+@pytest.mark.parametrize("preconditioner", METRICS, ids=name_of)
+def test_a_profile_is_spent_only_when_asked(preconditioner: Preconditioner) -> None:
+    profile = profile_of(make()[0])
+    before = profile.gradients.clone()
+    direction = profile.direction(preconditioner)
+    assert torch.equal(profile.gradients, before)
+    spent = profile.direction(preconditioner, overwrite=True)
+    assert torch.equal(spent.gradients, direction.gradients)
+    assert spent.gradients.data_ptr() == profile.gradients.data_ptr()
+    assert spent.norm == direction.norm
+
+
 def test_meaningless_precisions() -> None:
     with pytest.raises(ValueError, match="top_errors must be at least 1"):
         FeaturePrecision(0)
