@@ -219,7 +219,9 @@ sides' passes and the values. LoRA gradients (rank 8, query and value projection
 backward pass with per-sample gradients taken by hooks, the head at scored positions only. "As published"
 is Algorithm 1 of the paper: it makes the logits of every position and cuts the vocabulary to the tokens of
 the batch and of the validation rows, prompts included; ours makes one more product over the vocabulary, at scored positions only, and is exact. Where
-every token is scored, that product is its price.
+every token is scored, that product is its price. DataInf and the Hessian-free score use a LoRA at its start
+(B = 0), where the papers finetune first. Peak memory is that of the one process that runs all methods, so
+what the allocator keeps of one counts for the next.
 
 {listing}"""
 
