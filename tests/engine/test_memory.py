@@ -30,15 +30,17 @@ model.config._attn_implementation = "eager"
 loaded = prepare_model(model, byte_tokenizer())
 rows = fv.read_rows([
     {"prompt": str(i) + "p" * 300, "response": "r" * (60 + i % 5)} for i in range(60)])
-small = pl.concat(feature_parts(loaded, rows, ValuationOptions(batch_tokens=2000, window_rows=30)))
+options = ValuationOptions(batch_tokens=2000, window_rows=30)
+# With no room at all the heap must be fresh, or freed blocks would serve.
+small = pl.concat(feature_parts(loaded, rows, options)) if sys.argv[1] != "0" else None
 used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
 headroom = int(sys.argv[1]) * 2**20
 options = ValuationOptions(
     batch_tokens=100_000, window_rows=30, memory_limit_gb=(used + headroom) / 1e9)
 table = pl.concat(feature_parts(loaded, rows, options))
 print(table["status"].value_counts().sort("status").rows(), table["reason"].unique().to_list())
-difference = (table["nll"] - small["nll"]).abs().max()
-print("difference", 0.0 if difference is None else difference)
+if small is not None:
+    print("difference", (table["nll"] - small["nll"]).abs().max())
 print("limit lifted", resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY)
 """
 
