@@ -1,4 +1,4 @@
-"""What lower precision of the forward pass does to scores: bfloat16 and float16 beside float32.
+"""What lower precision of the forward pass does to scores, beside float32.
 
     python -m benchmarks.precision
 
@@ -20,13 +20,14 @@ from forvalue_dagster.models.loading import load_model
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
     arguments = parser.parse_args()
     folder = need(arguments.data / "gsm8k")
     train = read_rows(folder / "train.jsonl").head(arguments.rows)
-    validation = read_rows(folder / "test.jsonl").head(16)
+    validation = read_rows(folder / "test.jsonl").head(8)
     scores, seconds = {}, {}
-    for dtype in ("float32", "bfloat16", "float16"):
+    for dtype in ("float32", *arguments.dtypes):
         loaded = load_model(ModelConfig(dtype=dtype))  # type: ignore[arg-type]
         start = time.perf_counter()
         scores[dtype] = {
@@ -36,7 +37,7 @@ def main() -> None:
         seconds[dtype] = round(time.perf_counter() - start, 1)
         print(dtype, seconds[dtype], flush=True)
     results: dict[str, dict] = {}
-    for dtype in ("bfloat16", "float16"):
+    for dtype in arguments.dtypes:
         for kind, truth in scores["float32"].items():
             lower = scores[dtype][kind]
             value, other = truth["value"].to_numpy(), lower["value"].to_numpy()
