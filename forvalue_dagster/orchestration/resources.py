@@ -177,10 +177,10 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
 
         try:
             yield load_model(self.config(adapter))
-        except Exception:
-            raise
-        except BaseException:  # cancelled: the process may live on, with the device in its hand
-            release_model()
+        except BaseException as error:
+            # Cancelled, not failed: the process may live on, with the device in its hand.
+            if not isinstance(error, Exception):
+                release_model()
             raise
 
     def options(self) -> ValuationOptions:
