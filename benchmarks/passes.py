@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -66,7 +65,3 @@ def noisy_gsm8k(train: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFr
     messages = pl.Series([json.dumps(conversation) for conversation in conversations])
     clean = np.array([recipe is None for _, recipe in damaged])
     return train.with_columns(messages=messages, clean=pl.Series(clean)), clean
-
-
-def data_files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import dagster as dg
@@ -59,7 +59,7 @@ class Plan:
     attribution: Attribution | None = None
     warm_up: WarmUp | None = None
     pool: str | None = None
-    op_tags: dict[str, str] | None = field(default=None, hash=False)
+    op_tags: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
