@@ -96,7 +96,7 @@ def lance(folder: Path, parts: list[pl.DataFrame]) -> Callable[[], None]:
     import lance as lance_format
 
     for part in parts:
-        table = part.select(LISTS).to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = part.select(*LISTS).to_arrow(compat_level=pl.CompatLevel.oldest())
         lance_format.write_dataset(table, folder / "lance", mode="append")
 
     def scan() -> None:

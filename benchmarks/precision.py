@@ -21,7 +21,7 @@ from forvalue_dagster.models.loading import load_model
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
+    parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float16"])
     arguments = parser.parse_args()
     folder = need(arguments.data / "gsm8k")
     train = read_rows(folder / "train.jsonl").head(arguments.rows)
