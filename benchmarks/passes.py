@@ -7,7 +7,7 @@ import json
 import numpy as np
 import polars as pl
 
-from forvalue_dagster.data.recipes import corrupt_responses
+from forvalue_dagster.data.corruption import corrupt_responses
 from forvalue_dagster.engine.forward import PassedRows, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
@@ -18,7 +18,8 @@ from forvalue_dagster.valuation.prediction_error import (
     ResponsePositions,
     workspace_positions,
 )
-from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
+from forvalue_dagster.valuation.profile import ValidationProfile
+from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.unembedding import Unembedding
 
 # The DataInf task's prompts end in "->" and the response follows on: one line of text, no chat.

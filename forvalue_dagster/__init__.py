@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forvalue_dagster.data.read import read_rows as read_rows
-    from forvalue_dagster.data.recipes import corrupt_responses as corrupt_responses
+    from forvalue_dagster.data.corruption import corrupt_responses as corrupt_responses
     from forvalue_dagster.data.rows import Columns as Columns
     from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
     from forvalue_dagster.engine.functions import sample_features as sample_features
@@ -44,7 +44,7 @@ _HOMES = {
     "Storage": "orchestration.resources",
     "Valuation": "orchestration.resources",
     "WarmUp": "models.warm_up_config",
-    "corrupt_responses": "data.recipes",
+    "corrupt_responses": "data.corruption",
     "pairwise_values": "engine.functions",
     "read_rows": "data.read",
     "sample_features": "engine.functions",

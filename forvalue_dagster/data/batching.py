@@ -20,12 +20,14 @@ class Batch:
         input_ids: int64.
         attention_mask: int64, 0 on padding.
         mask: bool, r of `EncodedRow`; False on padding.
+        prompt_tokens: of each row.
     """
 
     rows: tuple[int, ...]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    prompt_tokens: tuple[int, ...] = ()
 
 
 def batches(rows: Sequence[EncodedRow], budget: int) -> Iterator[Batch]:
@@ -55,4 +57,5 @@ def _pad(rows: Sequence[EncodedRow], group: Sequence[int]) -> Batch:
         input_ids[place, : len(row)] = row.input_ids
         attention_mask[place, : len(row)] = 1
         mask[place, : len(row)] = row.mask
-    return Batch(tuple(group), input_ids, attention_mask, mask)
+    prompts = tuple(rows[index].prompt_tokens for index in group)
+    return Batch(tuple(group), input_ids, attention_mask, mask, prompts)

@@ -70,11 +70,13 @@ class EncodedRow:
         input_ids: [T], int64.
         mask: r [T], bool: True at a position whose *next* token is scored.
         truncated: whether anything fell outside the window.
+        prompt_tokens: how many tokens stand before the first response.
     """
 
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     truncated: bool
+    prompt_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -232,7 +234,7 @@ class ConversationEncoder:
         mask = np.concatenate([scored[1:], [False]])
         if not mask.any() or not response[1:].any():
             return SkippedRow("response_truncated", truncated)
-        return EncodedRow(ids, mask, truncated)
+        return EncodedRow(ids, mask, truncated, int(response.argmax()))
 
 
 def _common_prefix(text: str, other: str) -> int:

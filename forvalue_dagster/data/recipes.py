@@ -10,7 +10,7 @@ generator.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,6 +27,15 @@ class InapplicableRecipeError(ValueError):
 _WORD = re.compile(r"\S+")
 _WORD_AND_SPACE = re.compile(r"\S+\s*")
 _WORDS_PER_DELETED_SPAN = 3
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_REFUSALS = (
+    "I'm sorry, but I can't help with that.",
+    "As an AI language model, I am not able to answer this question.",
+    "I cannot assist with that request.",
+    "Sorry, I don't have enough information to answer that.",
+    "Unfortunately, I am unable to provide a response to this request.",
+    "I'm not sure about this. Please consult a professional.",
+)
 
 
 def noise_recipe(name: str) -> Callable[[Recipe], Recipe]:
@@ -157,65 +166,101 @@ def word_shuffle(response: str, donor: str, rng: np.random.Generator) -> str:
     return _WORD.sub(lambda _: next(following), response)
 
 
-def corrupt_responses(
-    responses: Sequence[str],
-    share: float,
-    seed: int,
-    recipes: Sequence[str] | None = None,
-    groups: Sequence[str] | None = None,
-) -> list[tuple[str, str | None]]:
-    """Damage exactly `round(share * len(responses))` responses.
-
-    The damaged rows take the recipes in turn. A row whose turn is a recipe that cannot change it
-    takes the next recipe that can.
+@noise_recipe("truncation")
+def truncation(response: str, donor: str, rng: np.random.Generator) -> str:
+    """Cut the response off after 20 to 60 % of its words, as an interrupted answer ends.
 
     Args:
-        responses: The responses of all rows.
-        share: The share of rows to damage, from 0 to 1.
-        seed: The seed of the choice of rows, donors and damage.
-        recipes: The names of the recipes to use, or None for all registered ones.
-        groups: The group of every row (for instance its task). If given, donors come from other
-            groups, so that a swapped answer cannot be right by chance.
+        response: The text to damage.
+        donor: Not used.
+        rng: The source of randomness.
 
     Returns:
-        For every row, in order, its text and the name of the recipe applied, or None.
+        The first words of the response, at least one.
 
     Raises:
-        ValueError: If the share is outside 0 to 1, a recipe is unknown or none is named, the
-            groups do not match the responses, or no recipe can change a chosen row.
+        InapplicableRecipeError: If the response has fewer than two words.
     """
-    names = tuple(NOISE_RECIPES if recipes is None else recipes)
-    unknown = sorted(set(names) - set(NOISE_RECIPES))
-    if unknown or not names:
-        raise ValueError(f"no such noise recipes: {unknown}; known: {sorted(NOISE_RECIPES)}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be from 0 to 1, got {share}")
-    if groups is not None and len(groups) != len(responses):
-        raise ValueError(f"{len(groups)} groups for {len(responses)} responses")
-    rng = np.random.default_rng(seed)
-    result: list[tuple[str, str | None]] = [(text, None) for text in responses]
-    chosen = rng.permutation(len(responses))[: round(share * len(responses))]
-    for turn, row in enumerate(chosen.tolist()):
-        donors = [
-            text
-            for other, text in enumerate(responses)
-            if text != responses[row] and (groups is None or groups[other] != groups[row])
-        ]
-        # Without a donor the recipes that need none still work; the others refuse an empty one.
-        donor = donors[int(rng.integers(len(donors)))] if donors else ""
-        result[row] = _first_that_works(names, turn, responses[row], donor, rng)
-    return result
+    words = _WORD_AND_SPACE.findall(response)
+    if len(words) < 2:
+        raise InapplicableRecipeError("truncation needs a response of two words or more")
+    kept = min(len(words) - 1, max(1, round(len(words) * rng.uniform(0.2, 0.6))))
+    return "".join(words[:kept]).rstrip()
 
 
-def _first_that_works(
-    names: Sequence[str], turn: int, response: str, donor: str, rng: np.random.Generator
-) -> tuple[str, str]:
-    for step in range(len(names)):
-        name = names[(turn + step) % len(names)]
-        try:
-            return NOISE_RECIPES[name](response, donor, rng), name
-        except InapplicableRecipeError:
-            continue
-    raise InapplicableRecipeError(
-        f"none of the recipes {list(names)} can change a response of {len(response)} characters"
-    )
+@noise_recipe("repetition")
+def repetition(response: str, donor: str, rng: np.random.Generator) -> str:
+    """Repeat a span of words in place, as a degenerate generator does.
+
+    Args:
+        response: The text to damage.
+        donor: Not used.
+        rng: The source of randomness.
+
+    Returns:
+        The response in which a span of up to eight words stands three times or more, until it
+        is half as long again.
+
+    Raises:
+        InapplicableRecipeError: If the response has no words.
+    """
+    words = _WORD_AND_SPACE.findall(response)
+    if not words:
+        raise InapplicableRecipeError("repetition needs a response with words")
+    span = min(len(words), int(rng.integers(3, 9)))
+    start = int(rng.integers(len(words) - span + 1))
+    looped = [word if word != word.rstrip() else f"{word} " for word in words[start : start + span]]
+    times = max(2, round(len(words) / (2 * span)))
+    return "".join(words[:start] + looped * times + words[start:])
+
+
+@noise_recipe("character_noise")
+def character_noise(response: str, donor: str, rng: np.random.Generator) -> str:
+    """Damage a fifth of the words by one character each, as bad scans and typing do.
+
+    Args:
+        response: The text to damage.
+        donor: Not used.
+        rng: The source of randomness.
+
+    Returns:
+        The response with characters replaced, deleted, doubled or swapped inside words.
+
+    Raises:
+        InapplicableRecipeError: If no word has two characters or more.
+    """
+    words = _WORD_AND_SPACE.findall(response)
+    long = [place for place, word in enumerate(words) if len(word.rstrip()) > 1]
+    if not long:
+        raise InapplicableRecipeError("character_noise needs a word of two characters or more")
+    damaged = max(1, round(len(words) / 5))
+    for place in rng.permutation(long)[:damaged].tolist():
+        words[place] = _with_typo(words[place], rng)
+    return "".join(words)
+
+
+def _with_typo(word: str, rng: np.random.Generator) -> str:
+    at = int(rng.integers(len(word.rstrip())))
+    replaced = _LETTERS[(_LETTERS.find(word[at]) + int(rng.integers(1, 26))) % 26]
+    options = [
+        word[:at] + replaced + word[at + 1 :],
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at] + word[at:],
+    ]
+    return options[int(rng.integers(len(options)))]
+
+
+@noise_recipe("refusal")
+def refusal(response: str, donor: str, rng: np.random.Generator) -> str:
+    """Replace the response by a boilerplate refusal.
+
+    Args:
+        response: The text to damage.
+        donor: Not used.
+        rng: The source of randomness.
+
+    Returns:
+        One of a few refusals, another one than the response.
+    """
+    others = [text for text in _REFUSALS if text.split() != response.split()]
+    return others[int(rng.integers(len(others)))]

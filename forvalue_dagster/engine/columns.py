@@ -23,8 +23,11 @@ COLUMN_DESCRIPTIONS: dict[str, str] = {
     "alignment": "cosine between the row's gradient and the validation gradient, −1 to 1",
     "gradient_norm": "length of the row's gradient at the unembedding, in the metric of its values",
     "value_per_token": "value / response_tokens, for selection under a token budget",
-    "noise_probability": "probability that the response is corrupted; null until a noise probe "
-    "is fitted",
+    "noise_probability": "probability, at even odds, that the response is damaged; null without "
+    "a noise probe",
+    "prompt_coordinates": "where the prompt lies among the validation prompts, in standard "
+    "deviations; the last, log distance from their principal directions",
+    "profile": "short name of the validation profile that the row was scored against",
     "response_tokens": "scored tokens",
     "truncated": "whether the row was cut to the model's window",
     "value_source": "how the value was computed: exact, features, or refined (exact, near the "
@@ -35,6 +38,7 @@ COLUMN_DESCRIPTIONS: dict[str, str] = {
     "outlier_values": "those entries, float32 [T, 4] bytes",
     "error_tokens": "tokens of the largest prediction errors; int32 [T, k] bytes",
     "error_values": "those prediction errors; float16 or float32 [T, k] bytes",
+    "prompt_state": "mean last hidden state of the prompt; float32 [D] bytes",
     "fingerprint": "model, tokenizer, template, precision and code version of the features",
     "status": "scored or skipped",
     "reason": "why the row was skipped",

@@ -10,6 +10,7 @@ by part, and a reader needs nothing but numpy. With T response tokens of a D wid
 | `outlier_dims`, `outlier_values` | int16, float32 | [T, 4]; [T, 0] unless int8 |
 | `error_tokens` | int32 | [T, k] |
 | `error_values` | float16; float32 beside float32 states | [T, k] |
+| `prompt_state` | float32 | [D] |
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
@@ -36,21 +38,29 @@ _TENSORS = {
 FEATURE_RESULTS: dict[str, pl.DataType] = {
     **dict.fromkeys(FORWARD_STATISTICS, pl.Float64()),
     **dict.fromkeys(_TENSORS, pl.Binary()),
+    "prompt_state": pl.Binary(),
 }
 # Every column of a feature table but the tensors.
 PLAIN_COLUMNS = [*IDENTITY, *FORWARD_STATISTICS, *OUTCOME, "fingerprint"]
 
 
-def feature_records(features: TokenFeatures) -> list[dict[str, bytes]]:
-    """Return the binary columns of each row."""
+def feature_records(features: TokenFeatures, prompts: torch.Tensor) -> list[dict[str, bytes]]:
+    """Return the binary columns of each row.
+
+    Args:
+        features: of R rows.
+        prompts: mean last hidden state of their prompts [R, D].
+    """
     arrays = {
         column: getattr(features, name).cpu().numpy().astype(_little(getattr(features, name)))
         for column, name in _TENSORS.items()
     }
     ends = np.cumsum(features.lengths)
+    states = prompts.cpu().numpy().astype("<f4")
     return [
         {column: array[end - length : end].tobytes() for column, array in arrays.items()}
-        for end, length in zip(ends, features.lengths, strict=True)
+        | {"prompt_state": state.tobytes()}
+        for end, length, state in zip(ends, features.lengths, states, strict=True)
     ]
 
 
@@ -79,6 +89,12 @@ def read_features(scored: pl.DataFrame) -> TokenFeatures:
         flat = torch.from_numpy(np.frombuffer(content, dtypes[column]))
         tensors[name] = flat if name == "scale" else flat.view(positions, len(flat) // positions)
     return TokenFeatures(**tensors, lengths=tuple(lengths))
+
+
+def read_prompts(scored: pl.DataFrame) -> NDArray[np.float32]:
+    """Return the mean last hidden state of each scored row's prompt [R, D], at least one row."""
+    content = b"".join(scored["prompt_state"].to_list())
+    return np.frombuffer(content, "<f4").reshape(len(scored), -1)
 
 
 def _little(tensor: torch.Tensor) -> str:

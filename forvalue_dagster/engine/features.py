@@ -105,14 +105,17 @@ def _results(
     for rows, chunk in passed.positions.chunks(limit):
         errors = PredictionErrors(loaded.unembedding, chunk)
         finite = errors.finite_rows()
+        places = list(compress(rows, finite))
         if not all(finite):
             if not any(finite):
                 continue
             chunk = chunk.select(finite)
             errors = PredictionErrors(loaded.unembedding, chunk)
         statistics = summarise_rows(errors.tokens, chunk)
-        tensors = feature_records(token_features(errors, chunk, options.features))
-        for row, a, b in zip(compress(rows, finite), statistics, tensors, strict=True):
+        tensors = feature_records(
+            token_features(errors, chunk, options.features), passed.prompts[torch.tensor(places)]
+        )
+        for row, a, b in zip(places, statistics, tensors, strict=True):
             results[row] = {**a, **b}
     return results
 

@@ -10,7 +10,7 @@ from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 
 # Raised when the meaning of stored features changes.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 
 
 class FingerprintMismatchError(ValueError):

@@ -31,11 +31,13 @@ class PassedRows:
         rows: index of each row in the frame.
         truncated: whether the row was cut.
         positions: their response positions.
+        prompts: mean last hidden state of each row's prompt [B, D]; zero without a prompt.
     """
 
     rows: tuple[int, ...]
     truncated: tuple[bool, ...]
     positions: ResponsePositions
+    prompts: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,16 @@ def forward_pass(
             else:
                 indices.append(index)
                 encoded.append(row)
-        for batch, positions in _fitting_batches(loaded, encoded, budget, options.memory_limit_gb):
-            if positions is None:
+        for batch, states in _fitting_batches(loaded, encoded, budget, options.memory_limit_gb):
+            if states is None:
                 (place,) = batch.rows
                 yield Unscored(indices[place], "out_of_memory", encoded[place].truncated)
                 continue
             yield PassedRows(
                 rows=tuple(indices[place] for place in batch.rows),
                 truncated=tuple(encoded[place].truncated for place in batch.rows),
-                positions=positions,
+                positions=states[0],
+                prompts=states[1],
             )
 
 
@@ -97,34 +100,43 @@ def _fitting_batches(
     encoded: Sequence[EncodedRow],
     budget: TokenBudget,
     memory_limit_gb: float | None,
-) -> Iterator[tuple[Batch, ResponsePositions | None]]:
-    """Yield batches with their positions; None for a single row that does not fit in memory."""
+) -> Iterator[tuple[Batch, tuple[ResponsePositions, Tensor] | None]]:
+    """Yield batches with their positions and prompts; None for a single row that does not fit in memory."""
     left = list(range(len(encoded)))
     while left:
         tried = left
         for batch in batches([encoded[index] for index in tried], budget.tokens):
             batch = replace(batch, rows=tuple(tried[place] for place in batch.rows))
-            positions = None
+            states = None
             try:
                 with memory_limit(memory_limit_gb, loaded.device):
-                    positions = response_positions(loaded, batch)
+                    states = pass_batch(loaded, batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if positions is None:
+            if states is None:
                 # Only here is the exception gone, and the activations that it held.
                 release_cached_memory(loaded.device)
                 if len(batch.rows) > 1:
                     budget.halve(batch.input_ids.size)
                     break
-            yield batch, positions
+            yield batch, states
             done = set(batch.rows)
             left = [index for index in left if index not in done]
 
 
-@torch.inference_mode()
 def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
-    """Pass one batch through the model; the head runs on no more than one position a row."""
+    """Pass one batch through the model and return its response positions."""
+    return pass_batch(loaded, batch)[0]
+
+
+@torch.inference_mode()
+def pass_batch(loaded: LoadedModel, batch: Batch) -> tuple[ResponsePositions, Tensor]:
+    """Pass one batch through the model; the head runs on no more than one position a row.
+
+    Returns:
+        (response positions; mean last hidden state of each prompt [B, D], float32 or float64).
+    """
 
     def on_device(array: object) -> Tensor:
         return torch.as_tensor(array, device=loaded.device)
@@ -135,4 +147,12 @@ def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
             input_ids=input_ids, attention_mask=on_device(batch.attention_mask), use_cache=False
         )
     (hidden,) = captured
-    return ResponsePositions.from_batch(hidden, input_ids, on_device(batch.mask))
+    positions = ResponsePositions.from_batch(hidden, input_ids, on_device(batch.mask))
+    return positions, _prompt_means(hidden, on_device(batch.prompt_tokens), positions.hidden.dtype)
+
+
+def _prompt_means(hidden: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mean over the first `tokens` [B] states of each row of [B, T, D]."""
+    inside = torch.arange(hidden.shape[1], device=hidden.device) < tokens[:, None]
+    weights = inside / tokens.clamp(min=1)[:, None]
+    return torch.bmm(weights[:, None].to(dtype), hidden.to(dtype))[:, 0]

@@ -17,6 +17,7 @@ from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.profile import ValidationProfile
 
@@ -34,6 +35,7 @@ def value_dataset(
     centre: bool = False,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
+    noise: NoiseOptions | None = NoiseOptions(),
 ) -> pl.DataFrame:
     """Value every training row against a trusted validation set.
 
@@ -48,17 +50,21 @@ def value_dataset(
         centre: subtract the validation tokens' mean hidden state first.
         batch_tokens: tokens in a batch, padding included.
         columns: where the conversations are kept; detected by default.
+        noise: how the noise probe is fitted on damaged copies of the validation rows; None fits
+            none, and `noise_probability` is null.
 
     Returns:
         One row for each training row, in order: sample_id, shard, row, value, value_<group>,
-        alignment, forward statistics, status and reason. Values are float64, larger is better.
+        alignment, noise_probability, forward statistics, status and reason. Values are float64, larger is better.
 
     Raises:
         DataFileError: if a row or file cannot be read.
         ModelLoadError: if the model is not to be had.
         UnknownUnembeddingError: if the model's logits are not understood.
     """
-    options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
+    options = ValuationOptions(
+        tokens, preconditioner, damping, centre, batch_tokens=batch_tokens, noise=noise
+    )
     loaded = _loaded(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
@@ -131,10 +137,14 @@ def validation_profile(
     features: FeaturePrecision | None = None,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
+    noise: NoiseOptions | None = NoiseOptions(),
 ) -> ValidationProfile:
-    """Put trusted rows in closed form for `value_features`; arguments as of `sample_features`."""
+    """Put trusted rows in closed form for `value_features`.
+
+    Takes the arguments of `sample_features`, and how a noise probe is fitted (None fits none).
+    """
     options = ValuationOptions(
-        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
+        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision(), noise=noise
     )
     return build_profile(_loaded(model), read_rows(validation, columns=columns), options)[0]
 

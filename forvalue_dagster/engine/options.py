@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 
 
@@ -25,6 +26,7 @@ class ValuationOptions:
         memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
             10⁹ bytes of the process on a CPU, of torch on a GPU.
         features: how much of each token the features keep.
+        noise: how the noise probe of a validation profile is fitted; None fits none.
     """
 
     tokens: Literal["response", "all"] = "response"
@@ -35,6 +37,7 @@ class ValuationOptions:
     window_rows: int = 1024
     memory_limit_gb: float | None = None
     features: FeaturePrecision = field(default_factory=FeaturePrecision)
+    noise: NoiseOptions | None = field(default_factory=NoiseOptions)
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""

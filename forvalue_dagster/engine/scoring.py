@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import polars as pl
+import torch
 
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.fingerprint import fingerprint
 from forvalue_dagster.engine.forward import Unscored, forward_pass
+from forvalue_dagster.engine.noise import (
+    NOISE_COLUMNS,
+    judge,
+    noise_preconditioner,
+    preconditioner_of,
+    with_probe,
+)
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import (
     Outcomes,
@@ -17,8 +28,9 @@ from forvalue_dagster.engine.outcomes import (
 )
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
-from forvalue_dagster.valuation.preconditioner import Preconditioner
-from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile, ValueDirection
+from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection
+from forvalue_dagster.valuation.profile_builder import ProfileBuilder
+from forvalue_dagster.valuation.prompt_space import fit_prompt_space
 from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.value import exact_values
 
@@ -31,13 +43,13 @@ def build_profile(
     options: ValuationOptions,
     progress: Progress | None = None,
 ) -> tuple[ValidationProfile, pl.DataFrame]:
-    """Pass the validation rows through the model once.
+    """Pass the validation rows through the model once, and damaged copies of them.
 
     Args:
         loaded: the model.
         frame: canonical rows; `group` names each row's validation group, all or none.
         options: how rows are valued.
-        progress: told of each batch.
+        progress: told of each batch of validation rows.
 
     Returns:
         The profile, and (sample_id, shard, row, group, status, reason, …) of every row.
@@ -65,6 +77,7 @@ def build_profile(
         fingerprint=fingerprint(loaded, options),
     )
     outcome = Outcomes(frame, progress)
+    prompts = []
     for passed in forward_pass(loaded, frame, options):
         if isinstance(passed, Unscored):
             outcome.skip(passed)
@@ -72,8 +85,12 @@ def build_profile(
             own = [groups[row] for row in passed.rows]
             usable = builder.add(passed.positions, own, passed.rows)
             outcome.add(passed, [{} if ok else None for ok in usable])
+            prompts.append(passed.prompts[torch.tensor(usable)].double().cpu())
     table = refuse_broken_outcome(outcome.frame({}))
-    return builder.build(), table.with_columns(frame["group"])
+    profile = builder.build()
+    profile = replace(profile, prompts=fit_prompt_space(torch.cat(prompts).numpy()))
+    profile = with_probe(loaded, frame, groups, profile, options)
+    return profile, table.with_columns(frame["group"])
 
 
 def score_rows(
@@ -90,6 +107,7 @@ def score_rows(
         the forward statistics, `status` scored or skipped with the `reason`.
     """
     direction = direction_of(profile, options)
+    probe_direction = noise_direction(profile, options)
     outcome = Outcomes(frame, progress)
     for passed in forward_pass(loaded, frame, options):
         if isinstance(passed, Unscored):
@@ -98,22 +116,49 @@ def score_rows(
         values = exact_values(loaded.unembedding, passed.positions, direction)
         records = value_records(values.rows, passed.positions.lengths, direction)
         statistics = summarise_rows(values.tokens, passed.positions)
-        outcome.add(passed, [a | b for a, b in zip(records, statistics, strict=True)])
-    columns = value_columns(direction) | dict.fromkeys(FORWARD_STATISTICS, pl.Float64())
-    return with_source(refuse_broken_outcome(outcome.frame(columns)), "exact")
+        alignment = values.rows.alignment
+        if probe_direction is not None:
+            probed = exact_values(loaded.unembedding, passed.positions, probe_direction)
+            alignment = probed.rows.alignment
+        judged = judge(
+            profile,
+            np.array([list(row.values()) for row in statistics]),
+            alignment.numpy(),
+            passed.prompts.cpu().numpy(),
+        )
+        told = {name: column for name, column in judged.items() if column is not None}
+        rows = [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)]
+        outcome.add(
+            passed,
+            [
+                a | b | c
+                for a, b, c in zip(records, statistics, rows or [{}] * len(records), strict=True)
+            ],
+        )
+    columns = (
+        value_columns(direction) | dict.fromkeys(FORWARD_STATISTICS, pl.Float64()) | NOISE_COLUMNS
+    )
+    return with_source(refuse_broken_outcome(outcome.frame(columns)), "exact", profile.identity)
 
 
 def direction_of(
     profile: ValidationProfile, options: ValuationOptions, *, overwrite: bool = False
 ) -> ValueDirection:
     """Return the direction that the options ask for; `overwrite` spends the profile for it."""
-    preconditioner = Preconditioner(options.preconditioner, options.damping, options.centre)
-    return profile.direction(preconditioner, overwrite=overwrite)
+    return profile.direction(preconditioner_of(options), overwrite=overwrite)
 
 
-def with_source(scores: pl.DataFrame, source: str) -> pl.DataFrame:
-    """Complete a table of scores by how its values were computed."""
+def noise_direction(profile: ValidationProfile, options: ValuationOptions) -> ValueDirection | None:
+    """Return the direction of the probe's alignments; None if it is that of the options."""
+    if profile.noise is None:
+        return None
+    preconditioner = noise_preconditioner(profile.noise)
+    return None if preconditioner == preconditioner_of(options) else profile.direction(preconditioner)
+
+
+def with_source(scores: pl.DataFrame, source: str, profile: str) -> pl.DataFrame:
+    """Complete a table of scores by how its values were computed, and by which profile."""
     return scores.with_columns(
-        noise_probability=pl.lit(None, pl.Float64),
         value_source=pl.when(pl.col("status") == "scored").then(pl.lit(source)),
+        profile=pl.lit(profile),
     )

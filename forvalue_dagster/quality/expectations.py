@@ -1,69 +1,45 @@
 """Great Expectations on canonical rows, told as Dagster check results.
 
 GX imports in seconds, so only when a check runs. It has no polars source: the checked columns go
-over as pandas. Failing rows are named by place, never by text.
+over as pandas. Failing rows are named by place, never by text, in metadata as in the pages.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
+from upath import UPath
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
 MAX_ROWS_NAMED = 20
+# No value of a row is kept in a result, so none can reach a page.
+_RESULT_FORMAT = {"result_format": "COMPLETE", "partial_unexpected_count": 0}
+
+Record = dict[str, str | bool | int]
 
 
-def default_suite() -> ExpectationSuite:
-    """Return what any finetuning rows are held to."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
-    return gx.ExpectationSuite(
-        name="forvalue_rows",
-        expectations=[
-            gxe.ExpectTableRowCountToBeBetween(min_value=1, severity="critical"),
-            gxe.ExpectCompoundColumnsToBeUnique(column_list=["shard", "row"], severity="critical"),
-            gxe.ExpectColumnValuesToBeNull(column="problem", mostly=0.99, severity="critical"),
-            gxe.ExpectColumnValuesToBeBetween(
-                column="response_characters", min_value=1, mostly=0.99, severity="critical"
-            ),
-            gxe.ExpectColumnValuesToBeUnique(column="sample_id", severity="warning"),
-        ],
-    )
-
-
-def checked_columns(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return canonical rows with what the default suite looks at, without the bulky text."""
-    assistant = pl.element().struct.field("role") == "assistant"
-    turns = pl.col("messages").str.json_decode(
-        pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    )
-    spoken = turns.list.eval(
-        pl.when(assistant).then(pl.element().struct.field("content").str.len_chars()).otherwise(0)
-    )
-    return rows.with_columns(response_characters=spoken.list.sum()).drop(
-        "messages", "tools", "source"
-    )
-
-
-def validate(rows: pl.DataFrame, suite: ExpectationSuite) -> dg.AssetCheckResult:
-    """Run a suite over rows and report it as one check.
-
-    A failed expectation of severity critical makes the check an ERROR, any other a WARN.
+def validate(
+    facts: pl.DataFrame,
+    suites: Sequence[ExpectationSuite],
+    pages: UPath | None = None,
+    title: str = "rows",
+) -> list[Record]:
+    """Hold rows against suites; return one record for each expectation.
 
     Args:
-        rows: a table; every column the suite names must be in it.
-        suite: the expectations.
+        facts: from `row_facts`; every column that a suite names must be in it.
+        suites: with distinct names.
+        pages: folder for Data Docs, one page a suite; None writes none.
+        title: what the rows are, in the pages' path.
     """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
     import great_expectations as gx
 
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -73,27 +49,63 @@ def validate(rows: pl.DataFrame, suite: ExpectationSuite) -> dg.AssetCheckResult
         context.data_sources.add_pandas("rows")
         .add_dataframe_asset("rows")
         .add_batch_definition_whole_dataframe("rows")
-        .get_batch({"dataframe": rows.to_pandas()})
     )
-    outcome = batch.validate(suite, result_format="COMPLETE")
-    records = [_record(result, rows) for result in outcome.results]
-    failed = [record for record in records if not record["passed"]]
-    critical = any(record["severity"] == "critical" for record in failed)
+    rows = {"dataframe": facts.to_pandas()}
+    records: list[Record] = []
+    for suite in suites:
+        definition = context.validation_definitions.add(
+            gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(suite))
+        )
+        outcome = definition.run(batch_parameters=rows, result_format=_RESULT_FORMAT)
+        records += [_record(suite.name, result, facts) for result in outcome.results]
+    if pages is not None:
+        _write_pages(context, pages, title)
+    return records
+
+
+def critical_result(records: Sequence[Record], rows: int, **result: Any) -> dg.AssetCheckResult:
+    """Report the expectations of severity critical, as an ERROR."""
+    return _result(records, rows, critical=True, **result)
+
+
+def warning_result(records: Sequence[Record], rows: int, **result: Any) -> dg.AssetCheckResult:
+    """Report all other expectations, as a WARN."""
+    return _result(records, rows, critical=False, **result)
+
+
+def _result(
+    records: Sequence[Record], rows: int, *, critical: bool, metadata: Any = None, **result: Any
+) -> dg.AssetCheckResult:
+    own = [record for record in records if (record["severity"] == "critical") == critical]
+    failed = [record for record in own if not record["passed"]]
     return dg.AssetCheckResult(
         passed=not failed,
         severity=dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN,
         description=(
-            "; ".join(f"{r['expectation']} failed: {r['observed']}" for r in failed)
-            or f"All {len(records)} expectations hold for {len(rows)} rows."
+            "; ".join(f"{record['expectation']} failed: {record['observed']}" for record in failed)
+            or f"All {len(own)} expectations hold for {rows} rows."
         ),
         metadata={
-            "rows": len(rows),
-            "expectations": dg.MetadataValue.table([dg.TableRecord(r) for r in records]),
+            "rows": rows,
+            "expectations": dg.MetadataValue.table(
+                [dg.TableRecord(record) for record in sorted(own, key=lambda r: bool(r["passed"]))],
+                schema=dg.TableSchema(
+                    [
+                        dg.TableColumn("suite"),
+                        dg.TableColumn("expectation"),
+                        dg.TableColumn("passed", "bool"),
+                        dg.TableColumn("severity"),
+                        dg.TableColumn("observed"),
+                    ]
+                ),
+            ),
+            **(metadata or {}),
         },
+        **result,
     )
 
 
-def _record(result: Any, rows: pl.DataFrame) -> dict[str, str | bool | int]:
+def _record(suite: str, result: Any, rows: pl.DataFrame) -> Record:
     """Describe one expectation's outcome in plain values, without any value of the data."""
     config, details = result.expectation_config, result.result
     columns = config.kwargs.get("column") or ", ".join(config.kwargs.get("column_list", []))
@@ -108,6 +120,7 @@ def _record(result: Any, rows: pl.DataFrame) -> dict[str, str | bool | int]:
         if unexpected:
             observed += f" (rows {_places(unexpected, rows)})"
     return {
+        "suite": suite,
         "expectation": f"{config.type}({columns})",
         "passed": bool(result.success),
         "severity": str(getattr(config, "severity", None) or "critical").rpartition(".")[2].lower(),
@@ -125,3 +138,32 @@ def _places(indices: list[int], rows: pl.DataFrame) -> str:
     named = [str(rows["row"][index]) for index in indices[:MAX_ROWS_NAMED]]
     more = len(indices) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def _write_pages(context: Any, pages: UPath, title: str) -> None:
+    """Write Data Docs; a page of the same title is replaced, wherever the folder lies."""
+    with tempfile.TemporaryDirectory() as scratch:
+        site = Path(scratch)
+        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": scratch}
+        context.add_data_docs_site(
+            "rows",
+            {
+                "class_name": "SiteBuilder",
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+                "store_backend": store,
+            },
+        )
+        context.build_data_docs(site_names=["rows"])
+        for file in sorted(site.rglob("*")):
+            parts = file.relative_to(site).parts
+            if not file.is_file() or parts == ("index.html",):
+                continue
+            if parts[0] == "validations":
+                # …/suite/run/time/rows.html becomes …/suite/title/latest/rows.html: as deep, so
+                # that links to styles hold, and of the same name in the next run.
+                parts = ("validations", parts[1], title, "latest", parts[-1])
+            target = pages.joinpath(*parts)
+            if parts[0] == "static" and target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())

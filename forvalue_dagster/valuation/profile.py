@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import compress
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
-from forvalue_dagster.valuation.features import TokenFeatures, token_features
-from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.valuation.features import TokenFeatures
+from forvalue_dagster.valuation.noise import NoiseProbe
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
-from forvalue_dagster.valuation.prediction_error import (
-    PredictionErrors,
-    ResponsePositions,
-    workspace_positions,
-)
-from forvalue_dagster.valuation.statistics import summarise_rows
-from forvalue_dagster.valuation.unembedding import Unembedding
+from forvalue_dagster.valuation.prompt_space import PromptSpace
 
+_PARTS = ("noise", "prompts")
 _TENSORS = ("gradients", "errors", "hidden_mean", "hidden_second_moment", "rows")
 
 
@@ -60,6 +55,8 @@ class ValidationProfile:
         statistics: forward statistics of those rows, name → [M] float64.
         features: token features of those rows, for pairs; None if they were not kept.
         fingerprint: of the model and the options that made it, as the engine writes it.
+        noise: the noise probe fitted on those rows; None if none was.
+        prompts: where their prompts lie; None if that tells nothing.
     """
 
     groups: tuple[str, ...]
@@ -72,6 +69,18 @@ class ValidationProfile:
     statistics: dict[str, Tensor]
     features: TokenFeatures | None = None
     fingerprint: str = ""
+    noise: NoiseProbe | None = None
+    prompts: PromptSpace | None = None
+
+    @property
+    def identity(self) -> str:
+        """A short name that two profiles share only if they judge rows alike."""
+        digest = sha256(f"{self.fingerprint}{self.groups}{self.counts}".encode())
+        digest.update(self.gradients[:, :: max(1, self.gradients.shape[1] // 64)].cpu().numpy().tobytes())
+        for part in (self.noise, self.prompts):
+            for array in part.to_arrays().values() if part is not None else ():
+                digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def direction(
         self, preconditioner: Preconditioner, *, overwrite: bool = False
@@ -119,7 +128,13 @@ class ValidationProfile:
         tensors |= {f"statistics.{name}": values for name, values in self.statistics.items()}
         if self.features is not None:
             tensors |= {f"features.{k}": v for k, v in self.features.to_tensors().items()}
+        for name in _PARTS:
+            part: NoiseProbe | PromptSpace | None = getattr(self, name)
+            arrays = {} if part is None else part.to_arrays()
+            tensors |= {f"{name}.{k}": torch.from_numpy(v) for k, v in arrays.items()}
         return tensors, {
+            "noise": self.noise and {"recipes": self.noise.recipes, "metric": self.noise.metric},
+            "identity": self.identity,
             "groups": list(self.groups),
             "counts": list(self.counts),
             "fingerprint": self.fingerprint,
@@ -130,135 +145,35 @@ class ValidationProfile:
         cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     ) -> ValidationProfile:
         """Rebuild a stored profile."""
-        prefix = "features."
-        features = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        features = _part(tensors, "features.")
         return cls(
             groups=tuple(str(name) for name in metadata["groups"]),
             counts=tuple(int(count) for count in metadata["counts"]),
             statistics={name: tensors[f"statistics.{name}"] for name in FORWARD_STATISTICS},
             features=TokenFeatures.from_tensors(features) if features else None,
             fingerprint=str(metadata["fingerprint"]),
+            noise=stored_probe(tensors, metadata),
+            prompts=stored_prompts(tensors),
             **{name: tensors[name] for name in _TENSORS},
         )
 
 
-class ProfileBuilder:
-    """Accumulates a `ValidationProfile` batch by batch; memory does not grow with the rows.
+def stored_probe(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> NoiseProbe | None:
+    """Return the noise probe of a stored profile, and nothing else of it."""
+    described = metadata.get("noise")
+    if described is None:
+        return None
+    arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "noise.").items()}
+    return NoiseProbe.from_arrays(arrays, described["recipes"], described["metric"])
 
-    Args:
-        unembedding: the model's.
-        groups: names of all the groups that will occur.
-        keep: how the rows' token features are kept; None keeps none.
-        fingerprint: kept with the profile.
-    """
 
-    def __init__(
-        self,
-        unembedding: Unembedding,
-        groups: Sequence[str],
-        keep: FeaturePrecision | None = None,
-        fingerprint: str = "",
-    ) -> None:
-        if not groups or len(set(groups)) != len(groups):
-            raise ValueError(f"Expected distinct group names, at least one; got {list(groups)}.")
-        self._unembedding = unembedding
-        self._index = {name: number for number, name in enumerate(groups)}
-        self._counts = [0] * len(groups)
-        self._keep = keep
-        self._fingerprint = fingerprint
-        self._features: list[TokenFeatures] = []
-        self._rows: list[int] = []
-        self._statistics: dict[str, list[float]] = {name: [] for name in FORWARD_STATISTICS}
-        self._tokens = 0
-        self._gradients: Tensor | None = None
-        self._errors: Tensor | None = None
-        width, device = unembedding.width, unembedding.weight.device
-        self._hidden_sum = torch.zeros(width, dtype=torch.float64, device=device)
-        self._hidden_square = torch.zeros(width, width, dtype=torch.float64, device=device)
+def stored_prompts(tensors: Mapping[str, Tensor]) -> PromptSpace | None:
+    """Return the prompt space of a stored profile, and nothing else of it."""
+    arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "prompts.").items()}
+    return PromptSpace.from_arrays(arrays) if arrays else None
 
-    @torch.inference_mode()
-    def add(
-        self, positions: ResponsePositions, groups: Sequence[str], rows: Sequence[int]
-    ) -> list[bool]:
-        """Add rows, each to its group; a row with a non-finite statistic is left out.
 
-        Args:
-            positions: the response positions of the rows.
-            groups: the group of each row.
-            rows: what each row is known by.
-
-        Returns:
-            For each row whether it was taken.
-        """
-        taken: list[bool] = []
-        limit = workspace_positions(self._unembedding, positions.hidden)
-        for place, chunk in positions.chunks(limit):
-            span = slice(place.start, place.stop)
-            taken += self._add_chunk(chunk, groups[span], rows[span])
-        return taken
-
-    def _add_chunk(
-        self, chunk: ResponsePositions, groups: Sequence[str], rows: Sequence[int]
-    ) -> list[bool]:
-        errors = PredictionErrors(self._unembedding, chunk)
-        taken = errors.finite_rows()
-        if not all(taken):
-            if any(taken):
-                chosen = list(compress(groups, taken)), list(compress(rows, taken))
-                self._add_chunk(chunk.select(taken), *chosen)
-            return taken
-        if self._gradients is None or self._errors is None:
-            shape = (len(self._index), self._unembedding.vocabulary_size, self._unembedding.width)
-            self._gradients = chunk.hidden.new_zeros(shape)
-            self._errors = chunk.hidden.new_zeros(shape[:2])
-        members = [
-            (self._index[group], chunk.positions_of([g == group for g in groups]))
-            for group in set(groups)
-        ]
-        for block, error in errors.blocks():
-            for index, member in members:
-                own = error[member]
-                self._gradients[index, block].addmm_(own.T, chunk.hidden[member])
-                self._errors[index, block] += own.sum(dim=0)
-        for group in groups:
-            self._counts[self._index[group]] += 1
-        for statistics in summarise_rows(errors.tokens, chunk):
-            for name, value in statistics.items():
-                self._statistics[name].append(value)
-        if self._keep is not None:
-            self._features.append(token_features(errors, chunk, self._keep))
-        self._rows += rows
-        hidden = chunk.hidden.double()
-        self._tokens += len(hidden)
-        self._hidden_sum += hidden.sum(dim=0)
-        self._hidden_square.addmm_(hidden.T, hidden)
-        return taken
-
-    def build(self) -> ValidationProfile:
-        """Return the profile.
-
-        Raises:
-            ValueError: if a group has no row.
-        """
-        empty = [name for name, index in self._index.items() if self._counts[index] == 0]
-        if empty or self._gradients is None or self._errors is None:
-            raise ValueError(
-                f"No validation row of group {', '.join(map(repr, empty))} could be used; each "
-                "needs at least one row with a finite, non-empty response."
-            )
-        counts = torch.tensor(self._counts, device=self._gradients.device)
-        return ValidationProfile(
-            groups=tuple(self._index),
-            counts=tuple(self._counts),
-            gradients=self._gradients / counts[:, None, None],
-            errors=self._errors / counts[:, None],
-            hidden_mean=self._hidden_sum / self._tokens,
-            hidden_second_moment=self._hidden_square / self._tokens,
-            rows=torch.tensor(self._rows),
-            statistics={
-                name: torch.tensor(values, dtype=torch.float64)
-                for name, values in self._statistics.items()
-            },
-            features=TokenFeatures.concatenate(self._features) if self._features else None,
-            fingerprint=self._fingerprint,
-        )
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

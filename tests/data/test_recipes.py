@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_dagster.data.recipes import NOISE_RECIPES, corrupt_responses, noise_recipe
+from forvalue_dagster.data.corruption import corrupt_responses
+from forvalue_dagster.data.recipes import NOISE_RECIPES, noise_recipe
 
 SENTENCE = "The capital of France is Paris.\nIt lies on the river Seine, in the north."
 DONOR = "Here are four steps to boil an egg: heat the water, add the egg and wait."
@@ -25,6 +26,10 @@ WORKS = {
     "span_deletion": lambda response, donor: len(response) >= 2,
     "span_insertion": lambda response, donor: bool(response) and bool(donor),
     "word_shuffle": lambda response, donor: len(set(response)) >= 2,
+    "truncation": lambda response, donor: len(response) >= 2,
+    "repetition": lambda response, donor: bool(response),
+    "character_noise": lambda response, donor: any(len(word) >= 2 for word in response),
+    "refusal": lambda response, donor: True,
 }
 
 
@@ -32,8 +37,8 @@ def apply(name: str, response: str, donor: str, seed: int) -> str:
     return NOISE_RECIPES[name](response, donor, np.random.default_rng(seed))
 
 
-def test_the_four_recipes_are_registered():
-    assert set(WORKS) <= set(NOISE_RECIPES)
+def test_the_recipes_are_registered():
+    assert set(WORKS) == set(NOISE_RECIPES)
 
 
 @pytest.mark.parametrize("name", sorted(NOISE_RECIPES))
@@ -57,7 +62,7 @@ def test_every_recipe_accepts_ordinary_texts(name):
         assert apply(name, SENTENCE, DONOR, seed) not in ("", SENTENCE)
 
 
-@pytest.mark.parametrize("name", ["span_deletion", "span_insertion", "word_shuffle"])
+@pytest.mark.parametrize("name", ["span_deletion", "word_shuffle", "character_noise", "span_insertion"])
 def test_random_recipes_depend_on_the_generator(name):
     assert len({apply(name, SENTENCE, DONOR, seed) for seed in range(20)}) > 10
 
@@ -116,69 +121,35 @@ def test_a_new_recipe_is_found_under_its_name_once():
         del NOISE_RECIPES["only_in_this_test"]
 
 
-RESPONSES = [f"Row {index} says that the answer is {index * index}." for index in range(41)]
+@given(size=st.integers(2, 60), seed=SEEDS)
+def test_truncation_keeps_the_beginning(size, seed):
+    words = [f"w{index}" for index in range(size)]
+    kept = apply("truncation", " ".join(words), "", seed).split()
+    assert kept == words[: len(kept)]
+    assert 1 <= len(kept) <= max(1, 0.6 * size + 0.5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.45, 1.0])
-@pytest.mark.parametrize("rows", [0, 1, 9, 41])
-def test_the_share_of_damaged_rows_is_exact(rows, share):
-    responses = RESPONSES[:rows]
-    damaged = corrupt_responses(responses, share, seed=3)
-    assert len(damaged) == rows
-    assert sum(recipe is not None for _, recipe in damaged) == round(share * rows)
-    for (text, recipe), response in zip(damaged, responses, strict=True):
-        assert (text == response) == (recipe is None)
+@given(size=st.integers(1, 60), seed=SEEDS)
+def test_repetition_loops_one_span(size, seed):
+    words = [f"w{index}" for index in range(size)]
+    text = apply("repetition", " ".join(words), "", seed).split()
+    counts = Counter(text)
+    looped = [word for word in words if counts[word] > 1]
+    assert list(counts) == words
+    assert 1 <= len(looped) <= 8
+    assert {counts[word] for word in looped} == {(len(text) - size) // len(looped) + 1}
+    assert len(text) >= size + 2 * len(looped)
 
 
-def test_recipes_are_balanced():
-    counts = Counter(recipe for _, recipe in corrupt_responses(RESPONSES, 1.0, seed=0))
-    assert set(counts) == set(NOISE_RECIPES)
-    assert max(counts.values()) - min(counts.values()) <= 1
+@given(size=st.integers(1, 60), seed=SEEDS)
+def test_character_noise_damages_a_fifth_of_the_words(size, seed):
+    words = [f"word{index}" for index in range(size)]
+    text = apply("character_noise", " ".join(words), "", seed).split()
+    changed = [word for word, other in zip(words, text, strict=True) if word != other]
+    assert len(changed) == max(1, round(size / 5))
 
 
-def test_damage_depends_on_the_seed_only():
-    assert corrupt_responses(RESPONSES, 0.5, seed=7) == corrupt_responses(RESPONSES, 0.5, seed=7)
-    assert corrupt_responses(RESPONSES, 0.5, seed=7) != corrupt_responses(RESPONSES, 0.5, seed=8)
-
-
-def test_only_the_named_recipes_are_used():
-    damaged = corrupt_responses(RESPONSES, 0.5, seed=0, recipes=["word_shuffle", "answer_swap"])
-    assert {recipe for _, recipe in damaged} == {None, "word_shuffle", "answer_swap"}
-
-
-def test_donors_come_from_other_groups_and_differ_from_the_response():
-    responses = ["one one", "one one", "two two", "three three"]
-    groups = ["a", "b", "b", "c"]
-    for seed in range(30):
-        texts = [
-            text
-            for text, _ in corrupt_responses(
-                responses, 1.0, seed, recipes=["answer_swap"], groups=groups
-            )
-        ]
-        assert texts[0] in ("two two", "three three")
-        assert texts[1] == "three three"
-        assert texts[2] in ("one one", "three three")
-        assert texts[3] in ("one one", "two two")
-
-
-def test_a_row_takes_the_next_recipe_that_can_change_it():
-    damaged = corrupt_responses(["Yes", "No"], 1.0, seed=0, recipes=["word_shuffle", "answer_swap"])
-    assert damaged == [("No", "answer_swap"), ("Yes", "answer_swap")]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"share": 1.5}, "share must be"),
-        ({"share": -0.1}, "share must be"),
-        ({"share": float("nan")}, "share must be"),
-        ({"recipes": ["typo"]}, "typo"),
-        ({"recipes": []}, "no such noise recipes"),
-        ({"groups": ["a"]}, "1 groups for 2 responses"),
-        ({"recipes": ["word_shuffle"]}, "can change a response"),
-    ],
-)
-def test_impossible_requests_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        corrupt_responses(**{"responses": ["Yes", "No"], "share": 1.0, "seed": 0} | arguments)
+def test_a_refusal_is_another_one_than_the_response():
+    told = {apply("refusal", SENTENCE, DONOR, seed) for seed in range(50)}
+    assert len(told) > 3
+    assert all(apply("refusal", text, DONOR, seed) != text for text in told for seed in range(20))

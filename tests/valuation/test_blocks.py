@@ -8,7 +8,7 @@ import torch
 from forvalue_dagster.valuation import prediction_error
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
-from forvalue_dagster.valuation.profile import ProfileBuilder
+from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.unembedding import Scale, SoftCap, Unembedding
 from forvalue_dagster.valuation.value import exact_values
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
-from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
+from forvalue_dagster.valuation.profile import ValidationProfile
+from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.unembedding import (
     Unembedding,
     capture_last_hidden,

@@ -15,7 +15,8 @@ from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
-from forvalue_dagster.valuation.profile import ProfileBuilder, ValidationProfile
+from forvalue_dagster.valuation.profile import ValidationProfile
+from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.unembedding import Scale, SoftCap, Unembedding
 from forvalue_dagster.valuation.value import exact_values
 

@@ -1,0 +1,139 @@
+"""What the event log says of an asset now: its latest materialisation, and its checks for it.
+
+A blocking check protects the run that it is part of. Whoever starts another run must ask whether
+the last execution of the check passed *for the materialisation about to be read*. Public API of
+Dagster answers that in automation conditions only. The one call that is not public, the history
+of a check's executions in the event log, is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+
+Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missing", "outdated"]
+
+_SAID: dict[Outcome, str] = {
+    "passed": "passed",
+    "warned": "failed as a warning",
+    "failed": "failed",
+    "unfinished": "did not finish: it raised, or its run was stopped",
+    "running": "is being executed now; wait for it",
+    "missing": "was never executed",
+    "outdated": "was executed for an older materialisation only",
+}
+
+
+@dataclass(frozen=True)
+class Materialization:
+    """One materialisation of an asset or of one partition of it.
+
+    Attributes:
+        storage_id: its place in the event log; later ones are larger.
+        run_id: the run that made it.
+        metadata: its metadata.
+        tags: its tags; Dagster's own name the materialisations it was made from.
+    """
+
+    storage_id: int
+    run_id: str
+    metadata: Mapping[str, dg.MetadataValue[Any]]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CheckStanding:
+    """How a check stands to the materialisation in force.
+
+    Attributes:
+        check: name of the check.
+        asset: of which asset.
+        partition: of which partition; None for an asset without.
+        outcome: of its last execution.
+        description: what that execution said.
+    """
+
+    check: str
+    asset: dg.AssetKey
+    partition: str | None
+    outcome: Outcome
+    description: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether it passed, or failed as a mere warning, for what is in force."""
+        return self.outcome in ("passed", "warned")
+
+    @property
+    def summary(self) -> str:
+        """One clause for a person."""
+        where = "" if self.partition is None else f" for {self.partition!r}"
+        said = f" ({self.description})" if self.description else ""
+        return f"check {self.check!r} of {self.asset.to_user_string()}{where} " + (
+            _SAID[self.outcome] + said
+        )
+
+
+def latest_materialization(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None = None
+) -> Materialization | None:
+    """Return what is in force of an asset or of one of its partitions; None if there is nothing."""
+    partitions = None if partition is None else [partition]
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions), limit=1
+    ).records
+    if not records:
+        return None
+    event = records[0].asset_materialization
+    assert event is not None  # the filter asks for nothing else
+    return Materialization(
+        records[0].storage_id, records[0].run_id, event.metadata, event.tags or {}
+    )
+
+
+def check_standing(
+    instance: dg.DagsterInstance,
+    key: dg.AssetCheckKey,
+    materialization: Materialization,
+    partition: str | None = None,
+) -> CheckStanding:
+    """Return how the last execution of a check stands to a materialisation.
+
+    Args:
+        instance: that holds the event log.
+        key: of the check.
+        materialization: the one about to be read.
+        partition: of the check; None for a check without partitions.
+    """
+    from dagster._core.storage.event_log.base import PartitionKeyFilter
+
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=1, partition_filter=PartitionKeyFilter(key=partition)
+    )
+    outcome: Outcome = "missing"
+    description = ""
+    if history:
+        evaluation = history[0].evaluation
+        if history[0].status.value == "PLANNED" or evaluation is None:
+            run = instance.get_run_by_id(history[0].run_id)
+            outcome = "unfinished" if run is None or run.is_finished else "running"
+        else:
+            target = evaluation.target_materialization_data
+            # A check that was not told what it looked at belongs to what its run made.
+            ours = (
+                target.storage_id == materialization.storage_id
+                if target is not None
+                else history[0].run_id == materialization.run_id
+            )
+            description = (evaluation.description or "").rstrip(".")
+            if not ours:
+                outcome = "outdated"
+            elif evaluation.passed:
+                outcome = "passed"
+            else:
+                warned = evaluation.severity == dg.AssetCheckSeverity.WARN
+                outcome = "warned" if warned else "failed"
+    return CheckStanding(key.name, key.asset_key, partition, outcome, description)
