@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -56,11 +57,13 @@ def features_of(
     return [TokenFeatures.concatenate(kept) for kept in parts]
 
 
-def noisy_gsm8k(train: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame, np.ndarray]:
+def noisy_gsm8k(
+    train: pl.DataFrame, share: float, seed: int, recipes: Sequence[str] | None = None
+) -> tuple[pl.DataFrame, np.ndarray]:
     """Damage a share of the answers; return the rows, and which of them are clean."""
     conversations = [json.loads(text) for text in train["messages"]]
     answers = [conversation[-1]["content"] for conversation in conversations]
-    damaged = corrupt_responses(answers, share, seed)
+    damaged = corrupt_responses(answers, share, seed, recipes)
     for conversation, (text, _) in zip(conversations, damaged, strict=True):
         conversation[-1]["content"] = text
     messages = pl.Series([json.dumps(conversation) for conversation in conversations])

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forvalue_dagster.data.read import read_rows as read_rows
     from forvalue_dagster.data.corruption import corrupt_responses as corrupt_responses
+    from forvalue_dagster.data.read import read_rows as read_rows
+    from forvalue_dagster.data.recipes import noise_recipe as noise_recipe
     from forvalue_dagster.data.rows import Columns as Columns
     from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
     from forvalue_dagster.engine.functions import sample_features as sample_features
@@ -22,33 +23,44 @@ if TYPE_CHECKING:
     from forvalue_dagster.engine.selection import Selection as Selection
     from forvalue_dagster.engine.selection import select_rows as select_rows
     from forvalue_dagster.models.config import ModelConfig as ModelConfig
+    from forvalue_dagster.models.warm_up import train_adapter as train_adapter
     from forvalue_dagster.models.warm_up_config import WarmUp as WarmUp
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
-    from forvalue_dagster.orchestration.resources import GatePolicy as GatePolicy
+    from forvalue_dagster.orchestration.policies import GatePolicy as GatePolicy
     from forvalue_dagster.orchestration.resources import RowSource as RowSource
-    from forvalue_dagster.orchestration.resources import SelectionPolicy as SelectionPolicy
+    from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
     from forvalue_dagster.orchestration.resources import Storage as Storage
     from forvalue_dagster.orchestration.resources import Valuation as Valuation
+    from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
+    from forvalue_dagster.quality.gate import GateReport as GateReport
+    from forvalue_dagster.quality.gate import require_certified as require_certified
+    from forvalue_dagster.valuation.noise_options import NoiseOptions as NoiseOptions
 
 _HOMES = {
     "Attribution": "engine.options",
     "Columns": "data.rows",
-    "GatePolicy": "orchestration.resources",
+    "GatePolicy": "orchestration.policies",
+    "GateReport": "quality.gate",
     "ModelConfig": "models.config",
+    "NoiseOptions": "valuation.noise_options",
     "Refine": "engine.options",
     "RowSource": "orchestration.resources",
     "Selection": "engine.selection",
-    "SelectionPolicy": "orchestration.resources",
+    "SelectionPolicy": "orchestration.policies",
     "Storage": "orchestration.resources",
     "Valuation": "orchestration.resources",
     "WarmUp": "models.warm_up_config",
+    "WarningPolicy": "orchestration.policies",
     "corrupt_responses": "data.corruption",
+    "noise_recipe": "data.recipes",
     "pairwise_values": "engine.functions",
     "read_rows": "data.read",
+    "require_certified": "quality.gate",
     "sample_features": "engine.functions",
     "select_rows": "engine.selection",
+    "train_adapter": "models.warm_up",
     "validation_profile": "engine.functions",
     "valuation_definitions": "orchestration.definitions",
     "value_dataset": "engine.functions",

@@ -153,7 +153,9 @@ def noise_direction(profile: ValidationProfile, options: ValuationOptions) -> Va
     if profile.noise is None:
         return None
     preconditioner = noise_preconditioner(profile.noise)
-    return None if preconditioner == preconditioner_of(options) else profile.direction(preconditioner)
+    return (
+        None if preconditioner == preconditioner_of(options) else profile.direction(preconditioner)
+    )
 
 
 def with_source(scores: pl.DataFrame, source: str, profile: str) -> pl.DataFrame:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal
+from warnings import catch_warnings, simplefilter
 
 import dagster as dg
 
 from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
 from forvalue_dagster.orchestration.attribution_assets import build_attribution_assets
-from forvalue_dagster.orchestration.checks import (
-    build_fidelity_check,
-    build_row_checks,
-    build_score_checks,
-)
+from forvalue_dagster.orchestration.automation import build_automation_sensor
+from forvalue_dagster.orchestration.fidelity_check import build_fidelity_check
 from forvalue_dagster.orchestration.filtering import build_filtered_dataset
 from forvalue_dagster.orchestration.model_assets import build_feature_asset, build_profile_asset
 from forvalue_dagster.orchestration.naming import Naming, Plan
-from forvalue_dagster.orchestration.resources import (
-    GatePolicy,
-    RowSource,
-    SelectionPolicy,
-    Storage,
-    Valuation,
-)
+from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
+from forvalue_dagster.orchestration.profile_check import build_profile_check
+from forvalue_dagster.orchestration.resources import RowSource, Storage, Valuation
 from forvalue_dagster.orchestration.row_assets import build_row_assets
+from forvalue_dagster.orchestration.row_checks import Suite, build_row_checks
 from forvalue_dagster.orchestration.score_assets import build_score_asset
+from forvalue_dagster.orchestration.score_checks import build_score_checks
 from forvalue_dagster.orchestration.sensors import build_shard_sensor
 from forvalue_dagster.orchestration.warm_up import build_model_asset
 from forvalue_dagster.storage.parquet import ParquetIOManager
@@ -42,6 +37,8 @@ def valuation_definitions(
     valuation: Valuation | None = None,
     selection: SelectionPolicy | None = None,
     gate: GatePolicy | None = None,
+    warnings: WarningPolicy | None = None,
+    suites: Sequence[Suite] = (),
     scoring: Literal["features", "exact"] = "features",
     refine: Refine | None = None,
     attribution: Attribution | None = None,
@@ -60,6 +57,9 @@ def valuation_definitions(
         valuation: the model, and how rows are valued.
         selection: which rows are kept.
         gate: what blocks a shard.
+        warnings: thresholds of the checks that warn.
+        suites: suites of Great Expectations that raw and validation rows are held to, beside the
+            default one: JSON files, or objects.
         scoring: "features" values each row from its stored features, without the model; "exact"
             passes the rows through the model for every validation set.
         refine: compute the rows near the selection's boundary exactly; needs "features".
@@ -80,6 +80,7 @@ def valuation_definitions(
         ValueError: if the options contradict each other.
     """
     naming = Naming(tuple(key_prefix), group_name)
+    gate = gate or GatePolicy()
     plan = Plan(scoring, refine, attribution, warm_up, pool, op_tags)
     assets = [
         *build_row_assets(naming),
@@ -88,12 +89,16 @@ def valuation_definitions(
         build_feature_asset(naming, plan),
         build_score_asset(naming, plan),
         *(build_attribution_assets(naming, plan, attribution) if attribution else []),
-        build_filtered_dataset(naming, plan),
+        build_filtered_dataset(naming, plan, gate.on_blocked_shard),
     ]
-    with warnings.catch_warnings():
+    with catch_warnings():
         # Partitions on checks are in preview in Dagster; without them a gate on shards leaks.
-        warnings.simplefilter("ignore", dg.PreviewWarning)
-        checks = [*build_row_checks(naming), *build_score_checks(naming)]
+        simplefilter("ignore", dg.PreviewWarning)
+        checks = [
+            *build_row_checks(naming, suites),
+            build_profile_check(naming),
+            build_score_checks(naming),
+        ]
         if scoring == "features":
             checks.append(build_fidelity_check(naming, plan))
     jobs = _jobs(naming, plan)
@@ -101,13 +106,22 @@ def valuation_definitions(
         assets=assets,
         asset_checks=checks,
         jobs=jobs,
-        sensors=[build_shard_sensor(naming, jobs[1])],
+        sensors=[
+            build_shard_sensor(naming, jobs[1]),
+            build_automation_sensor(
+                naming.name("automation"),
+                dg.AssetSelection.assets(
+                    naming.key("filtered_dataset"), naming.key("dropped_rows")
+                ),
+            ),
+        ],
         resources={
             "training_rows": training_rows,
             "validation_rows": validation_rows,
             "valuation": valuation or Valuation(),
             "selection": selection or SelectionPolicy(),
-            "gate": gate or GatePolicy(),
+            "gate": gate,
+            "warnings": warnings or WarningPolicy(),
             "storage": storage,
             "parquet_io_manager": ParquetIOManager(
                 base_dir=storage.base_dir, storage_options=storage.storage_options or None

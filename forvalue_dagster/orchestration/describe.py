@@ -6,9 +6,9 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.chat import SKIP_REASONS
-from forvalue_dagster.quality.verdicts import ATYPICAL_QUANTILE
 
 EXTREMES = 5
+MAX_ROWS_LISTED = 20
 
 
 def outcome_counts(table: pl.DataFrame) -> dict[str, dg.MetadataValue]:
@@ -48,6 +48,16 @@ def share(flags: pl.Series) -> float:
     return round(float(flags.mean() or 0.0), 4)  # type: ignore[arg-type]
 
 
-def typical_limit(values: pl.Series) -> float:
-    """Return the quantile above which a validation row counts as atypical."""
-    return float(values.quantile(ATYPICAL_QUANTILE, interpolation="linear") or 0.0)
+def listing(name: str, rows: pl.DataFrame) -> dict[str, dg.MetadataValue]:
+    """Show the first rows of a table that holds no text; nothing if it is empty."""
+    if rows.is_empty():
+        return {}
+    shown = rows.head(MAX_ROWS_LISTED)
+    return {
+        name: dg.MetadataValue.table(
+            [dg.TableRecord(record) for record in shown.to_dicts()],
+            schema=dg.TableSchema(
+                [dg.TableColumn(column, str(dtype)) for column, dtype in shown.schema.items()]
+            ),
+        )
+    }

@@ -10,34 +10,54 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.data.read import DESCRIPTIONS, source_lines
+from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.selection import select_rows
+from forvalue_dagster.orchestration.automation import fan_in
+from forvalue_dagster.orchestration.filtered_rows import (
+    PLACE,
+    dropped_lines,
+    kept_lines,
+    with_text,
+    write_lines,
+)
+from forvalue_dagster.orchestration.judging import StoredProbe, judge_shards, shard_table
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
+from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
-from forvalue_dagster.orchestration.resources import (
-    GatePolicy,
-    SelectionPolicy,
-    Storage,
-    Valuation,
-)
+from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.selection_check import SELECTION, check_selection
 from forvalue_dagster.orchestration.warm_up import model_dependency
-from forvalue_dagster.quality.verdicts import ShardVerdict, judge_shard
-from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry
+from forvalue_dagster.storage.tensors import TensorFile
 
-CERTIFIED = "certified"
-PLACE = ["shard", "row"]
-_KEPT_SCORES = ["value", "alignment", "value_per_token", "nll", "response_tokens", "truncated"]
+_KEPT_SCORES = [
+    "value",
+    "alignment",
+    "value_per_token",
+    "noise_probability",
+    "nll",
+    "response_tokens",
+    "truncated",
+]
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
-def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
+def build_filtered_dataset(
+    naming: Naming, plan: Plan, on_blocked_shard: str
+) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
     Beside the tables lie `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
-    with the reasons, and `filtered_dataset.manifest.json`: every shard with the materialisation
-    of its scores, the verdict, the figure and the threshold.
+    with the reasons, and `filtered_dataset.manifest.json`: every shard with the materialisations
+    it was read from, the verdict, the figure and the threshold. The manifest is also metadata of
+    the dataset, where the gate in front of a consumer reads it.
+
+    Args:
+        naming: of the graph.
+        plan: of the graph.
+        on_blocked_shard: of the gate's policy; decides what automation waits for.
     """
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
@@ -59,24 +79,25 @@ def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
             "raw_finetuning_data": dg.AssetIn(
                 key=naming.key("raw_finetuning_data"), metadata=every_shard
             ),
+            "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
         },
         outs={
             "filtered_dataset": dg.AssetOut(
                 key=filtered_key,
                 description="The rows worth finetuning on, each with its scores.",
                 metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
+                automation_condition=fan_in(on_blocked_shard),
                 **table,
             ),
             "dropped_rows": dg.AssetOut(
                 key=dropped_key,
                 description="Every other row, with the reason why it was dropped.",
                 metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS | _DROP_REASON},
+                automation_condition=fan_in(on_blocked_shard),
                 **table,
             ),
         },
-        deps=[naming.key("validation_profile"), *model_dependency(naming, plan)]
-        if refining
-        else [],
+        deps=model_dependency(naming, plan) if refining else [],
         pool=plan.pool if refining else None,
         op_tags=plan.op_tags if refining else None,
         check_specs=[
@@ -86,15 +107,23 @@ def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                 blocking=True,
                 description="Every shard in the filtered dataset passed its noise gate, and some "
                 "row was kept.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                SELECTION,
+                asset=filtered_key,
+                description="The rows kept are worth more than all rows on average, and no shard "
+                "that passed, nor any validation group, is starved.",
+            ),
         ],
     )
     def filtered_dataset(
         context: dg.AssetExecutionContext,
         value_scores: dict[str, pl.LazyFrame],
         raw_finetuning_data: dict[str, pl.LazyFrame],
+        validation_profile: TensorFile,
         selection: SelectionPolicy,
         gate: GatePolicy,
+        warnings: WarningPolicy,
         storage: Storage,
         valuation: Valuation,
     ) -> Iterator[dg.Output[pl.LazyFrame] | dg.AssetCheckResult]:
@@ -105,11 +134,14 @@ def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         }
         registered = naming.shards.get_partition_keys(dynamic_partitions_store=context.instance)
         missing = sorted(set(registered) - set(scores))
-        verdicts = [judge_shard(name, rows, gate.max_noise_share) for name, rows in scores.items()]
-        _stop_or_exclude(context, verdicts, missing, gate.on_blocked_shard)
+        probe = StoredProbe.of(validation_profile)
+        entries = judge_shards(
+            context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
+        )
+        _stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
 
         refinement = None
-        passed = {v.shard: scores[v.shard] for v in verdicts if v.passed}
+        passed = {entry.shard: scores[entry.shard] for entry in entries if entry.passed}
         if plan.refine is not None and passed:
             refined, refinement = refine_shards(
                 passed,
@@ -126,36 +158,36 @@ def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                 f"{refinement.refined} of {refinement.rows} rows computed exactly; the boundary "
                 f"of the selection is {refinement.boundary}."
             )
-        decided = _decide(scores, verdicts, selection)
+        decided = _decide(scores, entries, selection)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
-        manifest = {
-            "shards": [
-                asdict(verdict) | {"scores": _materialization(context, scores_key, verdict.shard)}
-                for verdict in verdicts
-            ],
-            "missing_shards": missing,
-            "on_blocked_shard": gate.on_blocked_shard,
-            "selection": asdict(selection.selection()),
-            "refinement": refinement and asdict(refinement),
-            "rows": {"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
-        }
+        manifest = Manifest(
+            shards=tuple(entries),
+            missing_shards=tuple(missing),
+            on_blocked_shard=gate.on_blocked_shard,
+            partitions=naming.name("shards"),
+            rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
+            selection=asdict(selection.selection()),
+            refinement=refinement and asdict(refinement),
+        )
         files = {
             "json_lines": storage.path(*filtered_key.path).with_suffix(".jsonl"),
             "dropped_json_lines": storage.path(*dropped_key.path).with_suffix(".jsonl"),
-            "manifest": storage.path(*filtered_key.path).with_suffix(".manifest.json"),
+            "manifest_file": storage.path(*filtered_key.path).with_suffix(".manifest.json"),
         }
-        _write_lines(files["json_lines"], _kept_lines(raw_finetuning_data, kept))
-        _write_lines(files["dropped_json_lines"], _dropped_lines(raw_finetuning_data, dropped))
-        _write_lines(files["manifest"], [json.dumps(manifest, indent=2, sort_keys=True)])
+        write_lines(files["json_lines"], kept_lines(raw_finetuning_data, kept))
+        write_lines(files["dropped_json_lines"], dropped_lines(raw_finetuning_data, dropped))
+        plain = manifest.to_json()
+        write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
 
         yield dg.Output(
-            _with_text(raw_finetuning_data, kept),
+            with_text(raw_finetuning_data, kept),
             output_name="filtered_dataset",
             metadata={
                 "dagster/row_count": len(kept),
                 "response_tokens": int(kept["response_tokens"].sum()),
-                "shards": _shard_table(verdicts),
+                "shards": shard_table(entries),
+                MANIFEST: dg.MetadataValue.json(plain),
                 **(describe_refinement(refinement) if refinement else {}),
                 "values": histogram(
                     {"kept": kept["value"], "dropped": dropped["value"]},
@@ -166,41 +198,43 @@ def build_filtered_dataset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
             },
         )
         yield dg.Output(
-            _with_text(raw_finetuning_data, dropped),
+            with_text(raw_finetuning_data, dropped),
             output_name="dropped_rows",
             metadata={"dagster/row_count": len(dropped), "reasons": _reason_table(dropped)},
         )
         yield certify(filtered_key, manifest)
+        groups = [name for name in kept.columns if name.startswith("value_")]
+        yield check_selection(filtered_key, kept, passed, groups, warnings)
 
     return filtered_dataset
 
 
-def certify(key: dg.AssetKey, manifest: Mapping[str, Any]) -> dg.AssetCheckResult:
+def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:
     """Derive the check `certified` from a manifest alone."""
-    shards = manifest["shards"]
-    excluding = manifest["on_blocked_shard"] == "exclude"
-    passed = [entry["shard"] for entry in shards if entry["passed"]]
-    blocked = [entry["shard"] for entry in shards if not entry["passed"]]
-    blocked += manifest["missing_shards"]
-    rows = manifest["rows"]["kept"]
-    left_out = f"; left out: {', '.join(blocked)}" if blocked else ""
+    objections = manifest.objections()
+    left_out = f"; left out: {'; '.join(manifest.blocked)}" if manifest.blocked else ""
     return dg.AssetCheckResult(
         asset_key=key,
         check_name=CERTIFIED,
-        passed=rows > 0 and bool(passed) and (excluding or not blocked),
-        description=f"{rows} rows of the shards that passed ({', '.join(passed)}){left_out}.",
-        metadata={"shards_passed": len(passed), "shards_left_out": len(blocked)},
+        passed=not objections,
+        description="; ".join(objections)
+        or f"{manifest.rows['kept']} rows of the shards that passed "
+        f"({', '.join(manifest.passed)}){left_out}.",
+        metadata={
+            "shards_passed": len(manifest.passed),
+            "shards_left_out": len(manifest.blocked),
+        },
     )
 
 
 def _stop_or_exclude(
     context: dg.AssetExecutionContext,
-    verdicts: Iterable[ShardVerdict],
+    entries: Iterable[ShardEntry],
     missing: Iterable[str],
     on_blocked_shard: str,
 ) -> None:
     """Fail the run if a shard is blocked and that stops the dataset; say so in any case."""
-    blocked = [verdict.summary for verdict in verdicts if not verdict.passed]
+    blocked = [entry.summary for entry in entries if not entry.passed]
     blocked += [f"shard {shard!r}: not valued yet" for shard in missing]
     if not blocked:
         return
@@ -215,87 +249,26 @@ def _stop_or_exclude(
 
 
 def _decide(
-    scores: Mapping[str, pl.DataFrame], verdicts: Iterable[ShardVerdict], selection: SelectionPolicy
+    scores: Mapping[str, pl.DataFrame], entries: Iterable[ShardEntry], selection: SelectionPolicy
 ) -> pl.DataFrame:
     """Return every row's place and scores with `drop_reason`, null for a kept row."""
     passed, blocked = [], []
-    for verdict in verdicts:
-        if verdict.passed:
-            passed.append(scores[verdict.shard])
+    for entry in entries:
+        if entry.passed:
+            passed.append(scores[entry.shard])
         else:
-            reason = pl.lit(f"blocked: {verdict.summary}")
-            blocked.append(scores[verdict.shard].with_columns(drop_reason=reason))
+            reason = pl.lit(f"blocked: {entry.summary}")
+            blocked.append(scores[entry.shard].with_columns(drop_reason=reason))
     if not passed:
         raise dg.Failure(
-            "No shard passed its noise gate, so there is nothing to select from. See the checks "
-            "of value_scores.",
+            "No shard passed its checks, so there is nothing to select from. See the checks "
+            "of raw_finetuning_data and value_scores.",
             allow_retries=False,
         )
     selected = select_rows(pl.concat(passed, how="diagonal"), selection.selection())
     decided = pl.concat([selected, *blocked], how="diagonal")
     values = [name for name in decided.columns if name.startswith("value_")]
     return decided.select(*PLACE, *dict.fromkeys([*_KEPT_SCORES, *values]), "drop_reason")
-
-
-def _with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:
-    """Join decided rows with their text; a source column of a score's name gives way to it."""
-    scores = [name for name in decided.columns if name not in PLACE]
-    parts = []
-    for _, rows in sorted(raw.items()):
-        own = rows.collect_schema().names()
-        renamed = rows.rename({name: f"source.{name}" for name in own if name in scores})
-        parts.append(renamed.join(decided.lazy(), on=PLACE, maintain_order="left"))
-    return pl.concat(parts, how="diagonal_relaxed").drop("source")
-
-
-def _kept_lines(raw: Mapping[str, pl.LazyFrame], kept: pl.DataFrame) -> Iterator[str]:
-    """Yield the kept rows in their source's own form, one shard in memory at a time."""
-    for _, rows in sorted(raw.items()):
-        yield from source_lines(rows.join(kept.lazy(), on=PLACE, how="semi").collect())
-
-
-def _dropped_lines(raw: Mapping[str, pl.LazyFrame], dropped: pl.DataFrame) -> Iterator[str]:
-    """Yield {drop_reason, shard, row, source} of each dropped row; source is its own form."""
-    for _, rows in sorted(raw.items()):
-        frame = rows.join(dropped.lazy().select(PLACE), on=PLACE, how="semi").collect()
-        reasons = frame.select(PLACE).join(
-            dropped.select(*PLACE, "drop_reason"), on=PLACE, how="left", maintain_order="left"
-        )
-        for record, line in zip(reasons.to_dicts(), source_lines(frame), strict=True):
-            yield json.dumps(record | {"source": line}, ensure_ascii=False, sort_keys=True)
-
-
-def _write_lines(path: Any, lines: Iterable[str]) -> None:
-    with atomic_write(path) as stream:
-        for line in lines:
-            stream.write(line.encode("utf-8", "surrogatepass") + b"\n")
-
-
-def _materialization(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str
-) -> dict[str, Any] | None:
-    """Identify the materialisation of a shard's scores that is in force."""
-    found = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard]), limit=1
-    ).records
-    return {"run_id": found[0].run_id, "storage_id": found[0].storage_id} if found else None
-
-
-def _shard_table(verdicts: Iterable[ShardVerdict]) -> dg.TableMetadataValue:
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord(
-                {
-                    "shard": verdict.shard,
-                    "verdict": "passed" if verdict.passed else "blocked",
-                    "noise_share": round(verdict.noise_share, 4),
-                    "max_noise_share": verdict.max_noise_share,
-                    "scored": verdict.scored,
-                }
-            )
-            for verdict in verdicts
-        ]
-    )
 
 
 def _reason_table(dropped: pl.DataFrame) -> dg.TableMetadataValue:

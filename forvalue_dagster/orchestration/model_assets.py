@@ -2,13 +2,16 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
+from typing import Any
+
 import dagster as dg
+import numpy as np
 import polars as pl
 from upath import UPath
 
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.orchestration.describe import outcome_counts, typical_limit
+from forvalue_dagster.orchestration.describe import outcome_counts
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
@@ -16,6 +19,7 @@ from forvalue_dagster.orchestration.resources import Storage, Valuation
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
+from forvalue_dagster.valuation.noise import NoiseProbe
 
 
 def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
@@ -50,7 +54,7 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                 valuation.options(),
                 log_progress(context.log, len(validation_data)),
             )
-        nll = pl.Series(profile.statistics["nll"].numpy())
+        probe = profile.noise
         context.add_output_metadata(
             {
                 **outcome_counts(outcome),
@@ -60,17 +64,38 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                 ),
                 "model": valuation.name,
                 "fingerprint": dg.MetadataValue.text(profile.fingerprint),
+                "identity": profile.identity,
                 "nll": histogram(
-                    {"validation rows": nll},
+                    {"validation rows": pl.Series(profile.statistics["nll"].numpy())},
                     title="Mean response NLL of the validation rows",
                     unit="nats per token",
-                    marks={"95th percentile": typical_limit(nll)},
                 ),
+                **(_describe_probe(probe) if probe is not None else {"noise_probe": "none"}),
             }
         )
         return TensorFile(*profile.to_tensors())
 
     return validation_profile
+
+
+def _describe_probe(probe: NoiseProbe) -> dict[str, Any]:
+    """Show how well the probe tells damaged validation rows from clean ones."""
+    damaged = probe.copies[np.isfinite(probe.copies)]
+    return {
+        "noise_probe_auc": round(probe.auc, 4),
+        "noise_probe_by_recipe": dg.MetadataValue.table(
+            [
+                dg.TableRecord({"recipe": name, "auc": round(auc, 4)})
+                for name, auc in probe.auc_by_recipe.items()
+            ],
+            dg.TableSchema([dg.TableColumn("recipe"), dg.TableColumn("auc", "float")]),
+        ),
+        "noise_probe": histogram(
+            {"validation rows": pl.Series(probe.clean), "damaged copies": pl.Series(damaged)},
+            title="What the noise probe, cross-fitted, says of the validation rows",
+            unit="log-odds of damage",
+        ),
+    }
 
 
 def build_feature_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:

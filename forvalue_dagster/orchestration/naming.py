@@ -12,7 +12,7 @@ from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
 
 # Raised when the meaning of a stored table changes: Dagster then shows what is out of date.
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 @dataclass(frozen=True)

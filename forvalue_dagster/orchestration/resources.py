@@ -1,4 +1,4 @@
-"""Typed configuration: where rows come from, which model values them, what is kept, what blocks."""
+"""Typed configuration: where rows come from, which model values them, where files lie."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from forvalue_dagster.data.files import data_file_stem, data_files
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 
 if TYPE_CHECKING:
@@ -164,6 +164,23 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
         description="Rank correlation with the exact values below which the check warns.",
     )
 
+    noise_probe: bool = Field(
+        default=True,
+        description="Fit a noise probe on damaged copies of the validation rows. Without it no "
+        "shard can be certified.",
+    )
+    noise_recipes: list[str] | None = Field(
+        default=None, description="Names of noise recipes; all that are registered by default."
+    )
+    noise_copies: int = Field(
+        default=NoiseOptions.copies, ge=1, description="Damaged copies of each validation row."
+    )
+    noise_rows: int = Field(
+        default=NoiseOptions.max_rows,
+        ge=2,
+        description="At most so many validation rows are copied.",
+    )
+
     def config(self, adapter: Path | None = None) -> ModelConfig:
         """Return the model's configuration, with an adapter trained here if one is given."""
         names = ModelConfig.__dataclass_fields__
@@ -194,54 +211,14 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
             window_rows=self.window_rows,
             memory_limit_gb=self.memory_limit_gb,
             features=FeaturePrecision(self.top_errors, self.hidden),
+            noise=NoiseOptions(
+                tuple(self.noise_recipes) if self.noise_recipes is not None else None,
+                self.noise_copies,
+                self.noise_rows,
+            )
+            if self.noise_probe
+            else None,
         )
-
-
-class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
-    """Which rows of the shards that passed go into the filtered dataset."""
-
-    by: Literal["value", "value_per_token", "alignment"] = Field(
-        default="value", description="The score that ranks rows."
-    )
-    across_groups: Literal["pooled", "mean", "maximum", "balanced"] = Field(
-        default="pooled",
-        description="With validation groups: count every validation row alike, every group alike, "
-        "take a row's best group, or let the groups choose in turn.",
-    )
-    keep_fraction: float | None = Field(
-        default=0.5, gt=0, le=1, description="At most this share of the scored rows."
-    )
-    keep_count: int | None = Field(default=None, ge=1, description="At most so many rows.")
-    token_budget: int | None = Field(
-        default=None, ge=1, description="At most so many response tokens."
-    )
-    min_value: float | None = Field(default=None, description="Rows valued less are dropped.")
-    max_noise_probability: float | None = Field(
-        default=None, ge=0, le=1, description="Rows more probably noisy are dropped."
-    )
-    drop_duplicates: bool = Field(
-        default=True, description="Keep one of several rows with the same conversation."
-    )
-
-    def selection(self) -> Selection:
-        """Return the policy as the engine takes it."""
-        return Selection(**{name: getattr(self, name) for name in Selection.__dataclass_fields__})
-
-
-class GatePolicy(dg.ConfigurableResource["GatePolicy"]):
-    """What stops a shard, and what a stopped shard stops."""
-
-    max_noise_share: float = Field(
-        default=0.15,
-        ge=0,
-        le=1,
-        description="Estimated share of noisy rows above which a shard is blocked.",
-    )
-    on_blocked_shard: Literal["fail", "exclude"] = Field(
-        default="fail",
-        description="'fail' stops the filtered dataset; 'exclude' builds it from the shards that "
-        "passed and names the others in the manifest.",
-    )
 
 
 class Storage(dg.ConfigurableResource["Storage"]):

@@ -4,14 +4,15 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import dagster as dg
 import polars as pl
 
 from forvalue_dagster.orchestration.describe import MAX_ROWS_LISTED, listing
 from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.resources import Storage, WarningPolicy
+from forvalue_dagster.orchestration.policies import WarningPolicy
+from forvalue_dagster.orchestration.resources import Storage
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -84,7 +85,7 @@ def _expectations(
         title = context.partition_key if context.has_partition_key else "all"
         pages = storage.path("data_docs", *key.path)
         records = validate(row_facts(rows), [default_suite(), *suites], pages, title)
-        links: dict[str, dg.RawMetadataValue] = {
+        links: dict[str, Any] = {
             f"page_{suite}": dg.MetadataValue.path(
                 str(pages / "validations" / suite / title / "latest" / "rows-rows.html")
             )

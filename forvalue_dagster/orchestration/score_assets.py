@@ -17,8 +17,12 @@ from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.resources import Storage, Valuation
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
-from forvalue_dagster.quality.verdicts import mark_atypical
+from forvalue_dagster.quality.distribution import ValueHistogram
+from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.storage.tensors import TensorFile
+
+# Metadata: how values are spread, and how they were when the shard was last valued.
+HISTOGRAM = "value_histogram"
 
 
 def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
@@ -59,7 +63,7 @@ def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         scores = score_features(
             sample_features, profile, valuation.options(), progress, overwrite=True
         )
-        return _described(context, scores, profile.statistics["nll"].numpy())
+        return _described(context, naming, scores)
 
     @decorate(
         ins={"raw_finetuning_data": rows_in, "validation_profile": profile_in},
@@ -88,19 +92,24 @@ def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
             scores = score_rows(
                 loaded, raw_finetuning_data, on_device, valuation.options(), progress
             )
-        return _described(context, scores, profile.statistics["nll"].numpy())
+        return _described(context, naming, scores)
 
     return exact_scores if plan.scoring == "exact" else scores_from_features
 
 
 def _described(
-    context: dg.AssetExecutionContext, scores: pl.DataFrame, validation_nll: Any
+    context: dg.AssetExecutionContext, naming: Naming, scores: pl.DataFrame
 ) -> pl.DataFrame:
-    scores = mark_atypical(scores, pl.Series(validation_nll))
+    before = latest_materialization(
+        context.instance, naming.key("value_scores"), context.partition_key
+    )
+    previous = before.metadata.get(HISTOGRAM) if before else None
     ranked = scores.filter(pl.col("status") == "scored").sort("value", descending=True)
     context.add_output_metadata(
         {
             **outcome_counts(scores),
+            **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
+            **({HISTOGRAM: now.to_json()} if (now := ValueHistogram.of(ranked["value"])) else {}),
             "harmful_share": share(ranked["value"] < 0),
             "values": histogram(
                 {"rows": scores["value"]}, title="Value of the shard's rows", unit="value"

@@ -1,13 +1,13 @@
 """The gate in front of a consumer: one line that holds in every run, whoever starts it.
 
-    gate = require_certified(context)
+gate = require_certified(context)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -165,7 +165,7 @@ def _built_from_older(
                 )
 
 
-def _record(context: Context, metadata: dict[str, dg.RawMetadataValue]) -> None:
+def _record(context: Context, metadata: dict[str, Any]) -> None:
     """Write to every output of the caller."""
     chosen = (
         context.selected_output_names

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_RESPONSE_CHARACTERS = 200_000
 _CANONICAL = ("sample_id", "shard", "row", "problem")
-_ROLES = r"^(system,|developer,)?user,((user|assistant|tool),)*assistant$"
+_ROLES = r"^(?:system,|developer,)?user,(?:(?:user|assistant|tool),)*assistant$"
 
 
 def default_suite() -> ExpectationSuite:

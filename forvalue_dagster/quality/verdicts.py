@@ -1,71 +1,172 @@
-"""The verdict on a shard, derived from its stored scores and nothing else.
-
-Interim noise estimate: the share of rows whose mean response NLL exceeds the 95th percentile of
-the trusted validation rows, corrected for the 5 % of clean rows that exceed it by definition.
-"""
+"""The verdict on a shard, derived from its stored scores and the profile's noise probe alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import polars as pl
 
-# The quantile of the validation rows' NLL above which a row counts as atypical.
-ATYPICAL_QUANTILE = 0.95
-ATYPICAL_COLUMN = "atypical_nll"
+from forvalue_dagster.valuation.noise import NoiseProbe
+from forvalue_dagster.valuation.noise_fraction import NoiseFraction, noise_fraction
+from forvalue_dagster.valuation.prompt_space import PromptSpace, Shift, measure_shift
+
+Verdict = Literal["pass", "warn", "fail", "uncertified", "not certifiable: domain shift"]
+SHIFTED: Verdict = "not certifiable: domain shift"
+
+
+@dataclass(frozen=True)
+class GateRules:
+    """What stops a shard.
+
+    Attributes:
+        max_noise_fraction: a shard is stopped if the lower end of its noise interval exceeds it.
+        uncertified: whether a probe that proves nothing stops the shards it should judge.
+        domain_shift: "fail" stops a shard whose prompts are not like the validation prompts,
+            "warn" lets it through unjudged, "judge" holds its estimate against the limit although
+            it is not calibrated for such rows.
+        max_shift: ROC-AUC of shard against validation prompts above which a shard is shifted.
+        min_probe_auc: cross-fitted AUC below which a probe proves nothing.
+        min_probe_rows: validation rows below which a probe proves nothing.
+    """
+
+    max_noise_fraction: float = 0.15
+    uncertified: Literal["fail", "warn"] = "fail"
+    domain_shift: Literal["fail", "warn", "judge"] = "fail"
+    max_shift: float = 0.7
+    min_probe_auc: float = 0.8
+    min_probe_rows: int = 30
 
 
 @dataclass(frozen=True)
 class ShardVerdict:
-    """Whether a shard may be trained on, and the figure it rests on.
+    """Whether a shard may be trained on, and the figures it rests on.
 
     Attributes:
         shard: the partition.
-        passed: whether `noise_share` is within `max_noise_share`.
-        noise_share: estimated share of noisy rows, 0 to 1.
-        max_noise_share: the threshold.
-        scored: rows that the estimate rests on.
+        verdict: what was found.
+        passed: whether the rules let it through.
+        reason: why, in a clause.
+        max_noise_fraction: the threshold.
+        noise_fraction: estimated share of noisy rows; None where none may be stated.
+        noise_lower, noise_upper: its 95 % interval.
+        shift: ROC-AUC of its prompts against the validation prompts; None if untested.
+        scored: rows that the verdict rests on.
     """
 
     shard: str
+    verdict: Verdict
     passed: bool
-    noise_share: float
-    max_noise_share: float
-    scored: int
+    reason: str
+    max_noise_fraction: float
+    noise_fraction: float | None = None
+    noise_lower: float | None = None
+    noise_upper: float | None = None
+    shift: float | None = None
+    scored: int = 0
 
     @property
     def summary(self) -> str:
         """One sentence for a person."""
-        relation = "within" if self.passed else "above"
+        return f"shard {self.shard!r}: {self.verdict}: {self.reason}"
+
+
+def probe_objection(probe: NoiseProbe | None, rules: GateRules) -> str | None:
+    """Return why a probe proves nothing; None if it does."""
+    if probe is None:
+        return "the validation profile has no noise probe: too few validation rows, or noise off"
+    if probe.rows < rules.min_probe_rows:
         return (
-            f"shard {self.shard!r}: estimated noise {self.noise_share:.1%} of {self.scored} scored "
-            f"rows, {relation} the limit of {self.max_noise_share:.1%}"
+            f"the noise probe rests on {probe.rows} validation rows; expected at least "
+            f"{rules.min_probe_rows}"
         )
+    if not probe.auc >= rules.min_probe_auc:
+        return (
+            f"the noise probe tells damaged validation rows from clean ones with an AUC of "
+            f"{probe.auc:.2f}; expected at least {rules.min_probe_auc:.2f}"
+        )
+    return None
 
 
-def judge_shard(shard: str, scores: pl.DataFrame, max_noise_share: float) -> ShardVerdict:
-    """Judge a shard by its value scores; a shard without a scored row does not pass.
+def judge_shard(
+    shard: str,
+    scores: pl.DataFrame,
+    probe: NoiseProbe | None,
+    prompts: PromptSpace | None,
+    profile: str,
+    rules: GateRules,
+) -> ShardVerdict:
+    """Judge a shard by its value scores; one without a scored row does not pass.
 
     Args:
         shard: the partition.
-        scores: the table of `value_scores`, with `status` and `atypical_nll`.
-        max_noise_share: the threshold, 0 to 1.
+        scores: the table of `value_scores`.
+        probe: of the validation profile.
+        prompts: of the validation profile.
+        profile: identity of that profile.
+        rules: what stops a shard.
     """
     scored = scores.filter(pl.col("status") == "scored")
+    limit = rules.max_noise_fraction
+
+    def verdict(
+        verdict: Verdict, passed: bool, reason: str, **figures: float | None
+    ) -> ShardVerdict:
+        return ShardVerdict(shard, verdict, passed, reason, limit, scored=len(scored), **figures)  # type: ignore[arg-type]
+
     if scored.is_empty():
-        return ShardVerdict(shard, False, 1.0, max_noise_share, 0)
-    expected = 1 - ATYPICAL_QUANTILE
-    observed = float(scored[ATYPICAL_COLUMN].mean())  # type: ignore[arg-type]
-    noise = max(0.0, (observed - expected) / (1 - expected))
-    return ShardVerdict(shard, noise <= max_noise_share, noise, max_noise_share, len(scored))
+        return verdict("fail", False, f"none of its {len(scores)} rows could be scored")
+    if strange := set(scores["profile"].unique()) - {profile}:
+        return verdict(
+            "uncertified",
+            False,
+            f"its scores rest on the validation profile {', '.join(map(str, strange))}, not on "
+            f"{profile}, which is in force: compute its value scores again",
+        )
+    objection = probe_objection(probe, rules)
+    if objection is not None or probe is None:
+        return verdict("uncertified", rules.uncertified == "warn", str(objection))
+    shift = _shift(scored, prompts)
+    figures: dict[str, float | None] = {"shift": shift and shift.auc}
+    shifted = shift is not None and shift.lower > rules.max_shift
+    if shift is not None and shifted and rules.domain_shift != "judge":
+        return verdict(
+            SHIFTED,
+            rules.domain_shift == "warn",
+            f"its prompts can be told from the validation prompts (AUC {shift.auc:.2f}, limit "
+            f"{rules.max_shift:.2f}), so its noise cannot be estimated from them",
+            **figures,
+        )
+    noise = _noise(scored, probe)
+    figures |= {
+        "noise_fraction": noise.estimate,
+        "noise_lower": noise.lower,
+        "noise_upper": noise.upper,
+    }
+    told = (
+        f"estimated noise {noise.estimate:.1%} of {noise.rows} rows (95 % interval "
+        f"{noise.lower:.1%} to {noise.upper:.1%})"
+    )
+    if shifted:
+        told += ", uncalibrated: its prompts are not like the validation prompts"
+    if noise.lower > limit:
+        return verdict("fail", False, f"{told}, above the limit of {limit:.1%}", **figures)
+    if noise.estimate > limit:
+        return verdict(
+            "warn", True, f"{told}: above the limit of {limit:.1%}, the interval is not", **figures
+        )
+    return verdict("pass", True, f"{told}, within the limit of {limit:.1%}", **figures)
 
 
-def mark_atypical(scores: pl.DataFrame, validation_nll: pl.Series) -> pl.DataFrame:
-    """Add `atypical_nll`: whether a scored row's NLL exceeds that of 95 % of the trusted rows.
+def _noise(scored: pl.DataFrame, probe: NoiseProbe) -> NoiseFraction:
+    probability = np.clip(scored["noise_probability"].to_numpy(), 1e-12, 1 - 1e-12)
+    return noise_fraction(probe, np.log(probability) - np.log1p(-probability))
 
-    Args:
-        scores: with `nll`, null where a row was skipped.
-        validation_nll: mean response NLL of each validation row.
-    """
-    threshold = validation_nll.quantile(ATYPICAL_QUANTILE, interpolation="linear")
-    return scores.with_columns((pl.col("nll") > threshold).alias(ATYPICAL_COLUMN))
+
+def _shift(scored: pl.DataFrame, prompts: PromptSpace | None) -> Shift | None:
+    if prompts is None or scored["prompt_coordinates"].null_count():
+        return None
+    shift = measure_shift(prompts.coordinates, np.array(scored["prompt_coordinates"].to_list()))
+    return None if shift is None or math.isnan(shift.auc) else shift

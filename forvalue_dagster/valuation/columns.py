@@ -7,8 +7,8 @@ FORWARD_STATISTICS: dict[str, str] = {
     "nll_p90": "90th percentile of the same",
     "nll_std": "standard deviation of the same (population)",
     "nll_first_quarter": "mean over the first quarter of the response",
-    "nll_new_tokens": "mean over tokens that the response has not held before; what only the prompt "
-    "can foretell",
+    "nll_new_tokens": "mean over tokens that the response has not held before: what only "
+    "the prompt can foretell",
     "nll_end": "of the last scored token, as a rule the one that ends the turn",
     "entropy": "mean entropy of the predictions, nats",
     "surprise": "mean of (negative log-likelihood − entropy), nats",

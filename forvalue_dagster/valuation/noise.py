@@ -106,7 +106,7 @@ def fit_probe(
     Raises:
         ValueError: if there are fewer than two rows, or no copy at all.
     """
-    rows, _, columns = copies.shape
+    rows = len(copies)
     present = np.isfinite(copies).all(axis=2)
     if rows < 2 or not present.any():
         raise ValueError(

@@ -131,7 +131,7 @@ class _Grid:
 
 
 def _mixture(densities: Array, counts: Array) -> Array:
-    """Return the shares [B, K] that make counts [B, cells] most likely under densities [B, K, cells]."""
+    """Return the shares [B, K] of densities [B, K, cells] that explain counts [B, cells] best."""
     shares = np.full(densities.shape[:2], 1 / densities.shape[1])
     rows = counts.sum(axis=1, keepdims=True)
     for _ in range(_STEPS):

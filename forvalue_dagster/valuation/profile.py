@@ -76,7 +76,9 @@ class ValidationProfile:
     def identity(self) -> str:
         """A short name that two profiles share only if they judge rows alike."""
         digest = sha256(f"{self.fingerprint}{self.groups}{self.counts}".encode())
-        digest.update(self.gradients[:, :: max(1, self.gradients.shape[1] // 64)].cpu().numpy().tobytes())
+        digest.update(
+            self.gradients[:, :: max(1, self.gradients.shape[1] // 64)].cpu().numpy().tobytes()
+        )
         for part in (self.noise, self.prompts):
             for array in part.to_arrays().values() if part is not None else ():
                 digest.update(array.tobytes())
@@ -158,9 +160,7 @@ class ValidationProfile:
         )
 
 
-def stored_probe(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> NoiseProbe | None:
+def stored_probe(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> NoiseProbe | None:
     """Return the noise probe of a stored profile, and nothing else of it."""
     described = metadata.get("noise")
     if described is None:

@@ -78,7 +78,9 @@ def test_impossible_requests_are_refused(arguments, message):
         corrupt_responses(**{"responses": ["Yes", "No"], "share": 1.0, "seed": 0} | arguments)
 
 
-ROWS = read_rows([{"prompt": f"Question {i}?", "response": text} for i, text in enumerate(RESPONSES)])
+ROWS = read_rows(
+    [{"prompt": f"Question {i}?", "response": text} for i, text in enumerate(RESPONSES)]
+)
 
 
 def answers(copies: pl.DataFrame) -> list[str]:

@@ -62,7 +62,9 @@ def test_every_recipe_accepts_ordinary_texts(name):
         assert apply(name, SENTENCE, DONOR, seed) not in ("", SENTENCE)
 
 
-@pytest.mark.parametrize("name", ["span_deletion", "word_shuffle", "character_noise", "span_insertion"])
+@pytest.mark.parametrize(
+    "name", ["span_deletion", "word_shuffle", "character_noise", "span_insertion"]
+)
 def test_random_recipes_depend_on_the_generator(name):
     assert len({apply(name, SENTENCE, DONOR, seed) for seed in range(20)}) > 10
 

@@ -36,9 +36,16 @@ class Project:
             "training_rows": fv.RowSource(path=str(self.folder / "train"), on_bad_row="skip"),
             "validation_rows": fv.RowSource(path=str(self.folder / "validation.jsonl")),
             "storage": fv.Storage(base_dir=str(self.folder / "files")),
-            "valuation": fv.Valuation(name=str(self.model), local_files_only=True),
+            "valuation": self.valuation(),
         }
         return fv.valuation_definitions(**defaults | self.options)
+
+    def valuation(self, **options: Any) -> fv.Valuation:
+        # Damage that the tiny model can tell: of words it knows nothing.
+        recipes = ["character_noise", "refusal"]
+        return fv.Valuation(
+            name=str(self.model), local_files_only=True, noise_recipes=recipes, **options
+        )
 
     def rows(self, count: int, characters: str, seed: int) -> list[dict[str, str]]:
         generator = np.random.default_rng(seed)

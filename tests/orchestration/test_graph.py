@@ -24,11 +24,9 @@ def test_a_good_shard_passes_and_a_bad_one_is_blocked(project: Project) -> None:
     assert good.success
     assert set(checks(good).values()) == {True}
     assert not bad.success
-    assert checks(bad) == {
-        "row_expectations": True,
-        "row_conservation": True,
-        "noise_gate": False,
-        "feature_fidelity": True,
+    assert checks(bad) == {name: True for name in checks(good)} | {
+        "noise_fraction": False,
+        "noise_warning": False,
     }
     # The scores of a blocked shard stay: someone will want to look at them.
     assert len(project.table("value_scores", "bad")) == 20
@@ -46,8 +44,15 @@ def test_a_good_shard_passes_and_a_bad_one_is_blocked(project: Project) -> None:
     entries = {entry["shard"]: entry for entry in project.manifest()["shards"]}
     assert entries["good"]["passed"]
     assert not entries["bad"]["passed"]
-    assert entries["bad"]["noise_share"] > entries["bad"]["max_noise_share"] == 0.15
-    assert entries["good"]["scores"]["run_id"] == good.run_id
+    verdict = entries["bad"]["verdict"]
+    assert verdict["noise_lower"] > verdict["max_noise_fraction"] == 0.15
+    (scores,) = (
+        event
+        for event in project.instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey("value_scores"), asset_partitions=["good"]), limit=1
+        ).records
+    )
+    assert entries["good"]["made_from"]["value_scores"] == scores.storage_id
     assert project.manifest()["rows"] == {"in": 50, "kept": 15, "dropped": 35}
 
 
@@ -58,7 +63,7 @@ def test_a_blocked_shard_stops_the_dataset_by_default(project: Project) -> None:
     assert not result.success
     (failure,) = [e for e in result.all_events if e.is_step_failure]
     message = failure.step_failure_data.error.message
-    assert "Blocked: shard 'bad': estimated noise" in message
+    assert "Blocked: shard 'bad': fail: estimated noise" in message
     assert "above the limit of 15.0%" in message
     assert "set on_blocked_shard to 'exclude'" in message
     assert not (project.folder / "files" / "filtered_dataset.parquet").exists()
@@ -73,8 +78,10 @@ def test_a_registered_shard_without_scores_is_not_forgotten(project: Project) ->
     result = project.run("forvalue_filter")
     assert result.success
     assert project.manifest()["missing_shards"] == ["bad"]
-    (certified,) = result.get_asset_check_evaluations()
-    assert "left out: bad" in certified.description
+    certified = next(
+        e for e in result.get_asset_check_evaluations() if e.check_name == "certified"
+    )
+    assert "left out: shard 'bad': not valued yet" in certified.description
 
 
 def test_a_rerun_writes_the_same_bytes(project: Project) -> None:
@@ -100,7 +107,7 @@ def test_the_dataset_comes_out_in_its_own_form(project: Project) -> None:
     project.write("train/odd.jsonl", [*odd, "not json", '{"prompt": "a", "response": ""}'])
     project.options = {
         "selection": fv.SelectionPolicy(keep_fraction=None),
-        "gate": fv.GatePolicy(max_noise_share=1.0),
+        "gate": fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn"),
     }
     project.run("forvalue_profile")
     (valued,) = project.value("odd")
@@ -135,9 +142,11 @@ def test_expectations_stop_an_unreadable_shard_before_the_model(project: Project
     project.run("forvalue_profile")
     (result,) = project.value("broken")
     assert not result.success
-    assert checks(result) == {"row_expectations": False}
+    assert not checks(result)["row_expectations"]
     assert not (project.folder / "files" / "value_scores").exists()
-    (evaluation,) = result.get_asset_check_evaluations()
+    evaluation = next(
+        e for e in result.get_asset_check_evaluations() if e.check_name == "row_expectations"
+    )
     assert "5 of 10 rows (rows 0, 1, 2, 3, 4)" in evaluation.description
 
 
@@ -164,8 +173,10 @@ def test_no_training_text_in_the_event_log(project: Project) -> None:
         row["response"] += " patient-name"
         row["prompt"] += " patient-name"
     project.write("train/good.jsonl", rows)
+    for row in rows:
+        row["response"] = row["response"][::-1]
     project.write("validation.jsonl", rows)
-    project.options = {"gate": fv.GatePolicy(max_noise_share=1.0)}
+    project.options = {"gate": fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn")}
     runs = [project.run("forvalue_profile"), *project.value("good"), project.run("forvalue_filter")]
     for run in runs:
         assert run.success
@@ -178,7 +189,7 @@ def test_validation_groups_reach_the_dataset(project: Project) -> None:
         row["capability"] = "maths" if index % 2 else "code"
     project.write("validation.jsonl", rows)
     source = fv.RowSource(path=str(project.folder / "validation.jsonl"), group_column="capability")
-    project.options = {"validation_rows": source, "gate": fv.GatePolicy(max_noise_share=1.0)}
+    project.options = {"validation_rows": source, "gate": fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn")}
     project.run("forvalue_profile")
     assert project.value("good")[0].success
     assert project.run("forvalue_filter").success

@@ -1,0 +1,75 @@
+"""An asset check with a model: do values from features rank rows as exact values do?"""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.tensors import TensorFile
+
+FIDELITY = "feature_fidelity"
+
+
+def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition:
+    """Build `feature_fidelity`, which values a sample of each shard exactly and warns."""
+    scores_key = naming.key("value_scores")
+
+    @dg.asset_check(
+        asset=scores_key,
+        name=FIDELITY,
+        blocking=False,
+        partitions_def=naming.shards,
+        additional_ins={
+            "raw_finetuning_data": dg.AssetIn(key=naming.key("raw_finetuning_data")),
+            "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
+        },
+        description="Values from features rank a seeded sample of the shard's rows as exact "
+        "values do.",
+        pool=plan.pool,
+        op_tags=plan.op_tags,
+    )
+    def feature_fidelity(
+        value_scores: pl.DataFrame,
+        raw_finetuning_data: pl.LazyFrame,
+        validation_profile: TensorFile,
+        valuation: Valuation,
+        storage: Storage,
+    ) -> dg.AssetCheckResult:
+        from forvalue_dagster.engine.fidelity import measure_fidelity, seeded_sample
+        from forvalue_dagster.engine.scoring import score_rows
+        from forvalue_dagster.valuation.profile import ValidationProfile
+
+        scored = value_scores.filter(pl.col("status") == "scored")
+        sample = seeded_sample(scored, valuation.fidelity_rows)
+        if len(sample) < 2:
+            return dg.AssetCheckResult(
+                passed=True, description="Fewer than two scored rows: no order to compare."
+            )
+        rows = raw_finetuning_data.join(
+            sample.lazy().select("shard", "row"), on=["shard", "row"], how="semi"
+        ).collect()
+        profile = ValidationProfile.from_tensors(
+            validation_profile.tensors, validation_profile.metadata
+        )
+        with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
+            exact = score_rows(loaded, rows, profile.to(loaded.device), valuation.options())
+        fidelity = measure_fidelity(sample, exact)
+        passed = fidelity.spearman >= valuation.min_fidelity
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"Rank correlation {fidelity.spearman:.4f} with the exact values of "
+            f"{fidelity.rows} rows, {'at least' if passed else 'below'} {valuation.min_fidelity}; "
+            f"{fidelity.top_overlap:.0%} of their top tenth is the same.",
+            metadata={
+                "spearman": round(fidelity.spearman, 5),
+                "top_overlap": round(fidelity.top_overlap, 3),
+                "largest_error": round(fidelity.largest_error, 6),
+                "rows": fidelity.rows,
+            },
+        )
+
+    return feature_fidelity

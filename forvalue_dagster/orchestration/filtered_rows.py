@@ -1,0 +1,49 @@
+"""Kept and dropped rows with their text: as a table, and as lines in their source's own form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+import polars as pl
+from upath import UPath
+
+from forvalue_dagster.data.read import source_lines
+from forvalue_dagster.storage.atomic import atomic_write
+
+PLACE = ["shard", "row"]
+
+
+def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:
+    """Join decided rows with their text; a source column of a score's name gives way to it."""
+    scores = [name for name in decided.columns if name not in PLACE]
+    parts = []
+    for _, rows in sorted(raw.items()):
+        own = rows.collect_schema().names()
+        renamed = rows.rename({name: f"source.{name}" for name in own if name in scores})
+        parts.append(renamed.join(decided.lazy(), on=PLACE, maintain_order="left"))
+    return pl.concat(parts, how="diagonal_relaxed").drop("source")
+
+
+def kept_lines(raw: Mapping[str, pl.LazyFrame], kept: pl.DataFrame) -> Iterator[str]:
+    """Yield the kept rows in their source's own form, one shard in memory at a time."""
+    for _, rows in sorted(raw.items()):
+        yield from source_lines(rows.join(kept.lazy(), on=PLACE, how="semi").collect())
+
+
+def dropped_lines(raw: Mapping[str, pl.LazyFrame], dropped: pl.DataFrame) -> Iterator[str]:
+    """Yield {drop_reason, shard, row, source} of each dropped row; source is its own form."""
+    for _, rows in sorted(raw.items()):
+        frame = rows.join(dropped.lazy().select(PLACE), on=PLACE, how="semi").collect()
+        reasons = frame.select(PLACE).join(
+            dropped.select(*PLACE, "drop_reason"), on=PLACE, how="left", maintain_order="left"
+        )
+        for record, line in zip(reasons.to_dicts(), source_lines(frame), strict=True):
+            yield json.dumps(record | {"source": line}, ensure_ascii=False, sort_keys=True)
+
+
+def write_lines(path: UPath, lines: Iterable[str]) -> None:
+    """Write lines of text, whole or not at all."""
+    with atomic_write(path) as stream:
+        for line in lines:
+            stream.write(line.encode("utf-8", "surrogatepass") + b"\n")

@@ -1,0 +1,142 @@
+"""Judging shards: by their stored scores and the profile's probe, and by what else blocks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.quality.manifest import ShardEntry
+from forvalue_dagster.quality.standing import check_standing, latest_materialization
+from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict, judge_shard
+from forvalue_dagster.storage.tensors import TensorFile
+from forvalue_dagster.valuation.noise import NoiseProbe
+from forvalue_dagster.valuation.prompt_space import PromptSpace
+
+# Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
+BLOCKING_CHECKS = {
+    "raw_finetuning_data": ("row_expectations", "validation_leakage"),
+    "value_scores": ("row_conservation",),
+}
+_PLACE = ["shard", "row"]
+
+
+@dataclass(frozen=True)
+class StoredProbe:
+    """What of a stored validation profile judges shards.
+
+    Attributes:
+        noise: the noise probe, if one was fitted.
+        prompts: the prompt space, if it tells anything.
+        identity: of the profile.
+    """
+
+    noise: NoiseProbe | None
+    prompts: PromptSpace | None
+    identity: str
+
+    @classmethod
+    def of(cls, stored: TensorFile) -> StoredProbe:
+        """Read it out of the stored profile."""
+        from forvalue_dagster.valuation.profile import stored_probe, stored_prompts
+
+        return cls(
+            stored_probe(stored.tensors, stored.metadata),
+            stored_prompts(stored.tensors),
+            str(stored.metadata["identity"]),
+        )
+
+    def judge(self, shard: str, scores: pl.DataFrame, rules: GateRules) -> ShardVerdict:
+        """Judge a shard by its value scores."""
+        return judge_shard(shard, scores, self.noise, self.prompts, self.identity, rules)
+
+
+def judge_shards(
+    instance: dg.DagsterInstance,
+    naming: Naming,
+    scores: Mapping[str, pl.DataFrame],
+    raw: Mapping[str, pl.LazyFrame],
+    probe: StoredProbe,
+    rules: GateRules,
+) -> list[ShardEntry]:
+    """Return what may be in the dataset and what may not, shard by shard.
+
+    Args:
+        instance: that holds the event log.
+        naming: of the graph.
+        scores: shard → its value scores.
+        raw: shard → its rows.
+        probe: of the validation profile.
+        rules: what stops a shard.
+    """
+    entries = []
+    for shard, own in scores.items():
+        made_from, blocked_by = {}, []
+        for name, checks in BLOCKING_CHECKS.items():
+            key = naming.key(name)
+            materialization = latest_materialization(instance, key, shard)
+            if materialization is None:
+                blocked_by.append(f"{key.to_user_string()} has no materialisation on this instance")
+                continue
+            made_from[key.to_user_string()] = materialization.storage_id
+            for check in checks:
+                standing = check_standing(
+                    instance, dg.AssetCheckKey(key, check), materialization, shard
+                )
+                if not standing.holds:
+                    blocked_by.append(standing.summary)
+        if strange := _strangers(own, raw[shard]):
+            blocked_by.append(
+                f"{strange} of its rows are not those that were valued: compute its value scores "
+                "again"
+            )
+        entries.append(ShardEntry(probe.judge(shard, own, rules), tuple(blocked_by), made_from))
+    return entries
+
+
+def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
+    """Show every shard's verdict and figures."""
+    columns = ("noise_fraction", "noise_lower", "noise_upper", "max_noise_fraction", "shift")
+    records = []
+    for entry in entries:
+        verdict = entry.verdict
+        figures = {name: getattr(verdict, name) for name in columns}
+        records.append(
+            dg.TableRecord(
+                {
+                    "shard": entry.shard,
+                    "in the dataset": entry.passed,
+                    "verdict": verdict.verdict,
+                    **{
+                        name: None if value is None else round(value, 4)
+                        for name, value in figures.items()
+                    },
+                    "scored": verdict.scored,
+                    "blocked by": "; ".join(entry.blocked_by),
+                }
+            )
+        )
+    schema = dg.TableSchema(
+        [
+            dg.TableColumn("shard"),
+            dg.TableColumn("in the dataset", "bool"),
+            dg.TableColumn("verdict"),
+            *(dg.TableColumn(name, "float") for name in columns),
+            dg.TableColumn("scored", "int"),
+            dg.TableColumn("blocked by"),
+        ]
+    )
+    return dg.MetadataValue.table(records, schema)
+
+
+def _strangers(scores: pl.DataFrame, raw: pl.LazyFrame) -> int:
+    """Count rows of either table that the other does not hold at the same place."""
+    own = raw.select("sample_id", *_PLACE).collect()
+    key = ["sample_id", *_PLACE]
+    return (
+        own.join(scores, on=key, how="anti", nulls_equal=True).height
+        + scores.join(own, on=key, how="anti", nulls_equal=True).height
+    )

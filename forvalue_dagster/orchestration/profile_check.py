@@ -1,0 +1,75 @@
+"""The check on a validation profile: is it fit to judge by?"""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from typing import Any
+
+import dagster as dg
+
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.quality.verdicts import probe_objection
+from forvalue_dagster.storage.tensors import TensorFile
+
+FITNESS = "profile_fitness"
+# Below this many of a hundred validation rows distinct, the rest are repetitions.
+_MIN_DISTINCT = 0.9
+
+
+def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
+    """Build `profile_fitness`, which warns."""
+
+    @dg.asset_check(
+        asset=naming.key("validation_profile"),
+        name=FITNESS,
+        description="The validation rows are many and varied enough, every group is represented, "
+        "the noise probe tells damage from clean rows, and few of the rows look damaged.",
+    )
+    def profile_fitness(
+        validation_profile: TensorFile, gate: GatePolicy, warnings: WarningPolicy
+    ) -> dg.AssetCheckResult:
+        from forvalue_dagster.valuation.noise import probabilities
+        from forvalue_dagster.valuation.profile import ValidationProfile
+
+        profile = ValidationProfile.from_tensors(
+            validation_profile.tensors, validation_profile.metadata
+        )
+        problems = []
+        counts = dict(zip(profile.groups, profile.counts, strict=True))
+        thin = [name for name, count in counts.items() if count < warnings.min_group_rows]
+        if thin:
+            problems.append(
+                f"fewer than {warnings.min_group_rows} rows in {', '.join(map(repr, thin))}"
+            )
+        nll = profile.statistics["nll"].round(decimals=6)
+        distinct = len(nll.unique()) / len(nll)
+        if distinct < _MIN_DISTINCT:
+            problems.append(f"only {distinct:.0%} of the rows are distinct")
+        objection = probe_objection(profile.noise, gate.rules())
+        if objection:
+            problems.append(objection)
+        metadata: dict[str, Any] = {
+            "rows": sum(counts.values()),
+            "distinct_share": round(distinct, 4),
+        }
+        if profile.noise is not None:
+            damaged = float((probabilities(profile.noise.clean) > 0.5).mean())
+            metadata |= {
+                "look_damaged": round(damaged, 4),
+                "noise_probe_auc": round(profile.noise.auc, 4),
+            }
+            if damaged > warnings.max_validation_noise:
+                problems.append(
+                    f"{damaged:.0%} of the validation rows look damaged themselves (limit "
+                    f"{warnings.max_validation_noise:.0%})"
+                )
+        if profile.prompts is None:
+            problems.append("the prompts are too few or all alike: a domain shift goes unseen")
+        return dg.AssetCheckResult(
+            passed=not problems,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(problems) or f"{sum(counts.values())} rows, fit to judge by.",
+            metadata=metadata,
+        )
+
+    return profile_fitness

@@ -1,0 +1,223 @@
+"""Asset checks on value scores: nothing lost, the noise gate of each shard, and warnings."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from collections.abc import Iterator
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from forvalue_dagster.orchestration.describe import outcome_counts, share
+from forvalue_dagster.orchestration.judging import StoredProbe
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plots import histogram
+from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.orchestration.score_assets import HISTOGRAM
+from forvalue_dagster.quality.distribution import ValueHistogram, stability_index
+from forvalue_dagster.quality.standing import latest_materialization
+from forvalue_dagster.quality.verdicts import ShardVerdict
+from forvalue_dagster.storage.tensors import TensorFile
+
+ROW_CONSERVATION = "row_conservation"
+NOISE_FRACTION = "noise_fraction"
+NOISE_WARNING = "noise_warning"
+VALUE_DISTRIBUTION = "value_distribution"
+TRUNCATION = "truncation"
+SKIPPED = "skipped"
+
+_CHECKS = {
+    ROW_CONSERVATION: "Every raw row is scored or skipped with a reason, once.",
+    NOISE_FRACTION: "The lower end of the 95 % interval of the share of noisy rows is within the "
+    "limit, the noise probe is fit to tell, and the prompts are like the validation prompts.",
+    NOISE_WARNING: "The estimated share of noisy rows is within the limit too, and nothing about "
+    "the gate was waived.",
+    VALUE_DISTRIBUTION: "Few rows harm, and values lie as they did when the shard was last valued.",
+    TRUNCATION: "Few rows were cut to the model's window.",
+    SKIPPED: "Few rows are without a score.",
+}
+_BLOCKING = (ROW_CONSERVATION, NOISE_FRACTION)
+
+
+def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
+    """Build the checks of `value_scores`, a verdict each shard, in one step."""
+    key = naming.key("value_scores")
+
+    @dg.multi_asset_check(
+        name=naming.name("score_checks"),
+        specs=[
+            dg.AssetCheckSpec(
+                name,
+                asset=key,
+                blocking=name in _BLOCKING,
+                partitions_def=naming.shards,
+                additional_deps=[
+                    naming.key("raw_finetuning_data"),
+                    naming.key("validation_profile"),
+                ],
+                description=description,
+            )
+            for name, description in _CHECKS.items()
+        ],
+        ins={
+            "value_scores": dg.AssetIn(key=key),
+            "raw_finetuning_data": dg.AssetIn(key=naming.key("raw_finetuning_data")),
+            "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
+        },
+    )
+    def score_checks(
+        context: dg.AssetCheckExecutionContext,
+        value_scores: pl.DataFrame,
+        raw_finetuning_data: pl.LazyFrame,
+        validation_profile: TensorFile,
+        gate: GatePolicy,
+        warnings: WarningPolicy,
+    ) -> Iterator[dg.AssetCheckResult]:
+        shard = context.partition_key
+        places = raw_finetuning_data.select("shard", "row").collect()
+        yield check_conservation(key, value_scores, places)
+        verdict = StoredProbe.of(validation_profile).judge(shard, value_scores, gate.rules())
+        yield from check_noise(key, value_scores, verdict)
+        latest = latest_materialization(context.instance, key, shard)
+        before = latest.metadata.get(f"previous_{HISTOGRAM}") if latest else None
+        previous = (
+            ValueHistogram.from_json(before.data)
+            if isinstance(before, dg.JsonMetadataValue)
+            else None
+        )  # type: ignore[arg-type]
+        yield check_distribution(key, value_scores, previous, warnings)
+        scored = value_scores.filter(pl.col("status") == "scored")
+        yield check_share(
+            key, TRUNCATION, share(scored["truncated"]), warnings.max_truncated_share, value_scores
+        )
+        skipped = share(value_scores["status"] == "skipped")
+        yield check_share(key, SKIPPED, skipped, warnings.max_skipped_share, value_scores)
+
+    return score_checks
+
+
+def check_conservation(
+    key: dg.AssetKey, scores: pl.DataFrame, places: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """Compare the scored and skipped rows with the raw ones, place by place."""
+    missing = places.join(scores, on=["shard", "row"], how="anti").height
+    strange = scores.join(places, on=["shard", "row"], how="anti").height
+    repeated = scores.height - scores.select("shard", "row").n_unique()
+    scored = scores.filter(pl.col("status") == "scored")
+    explained = scores.filter((pl.col("status") == "skipped") & pl.col("reason").is_not_null())
+    values = scored["value"]
+    unexplained = scores.height - scored.height - explained.height
+    not_finite = values.len() - int(values.is_finite().fill_null(False).sum())
+    problems = {
+        "rows without a score": missing,
+        "scores without a row": strange,
+        "rows scored twice": repeated,
+        "rows skipped without a reason": unexplained,
+        "scored rows without a finite value": not_finite,
+    }
+    wrong = [f"{count} {what}" for what, count in problems.items() if count]
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=ROW_CONSERVATION,
+        passed=not wrong,
+        description="; ".join(wrong)
+        or f"{places.height} rows in = {scored.height} scored + {explained.height} skipped.",
+        metadata={
+            "rows_in": places.height,
+            "scored": scored.height,
+            "skipped": explained.height,
+        },
+    )
+
+
+def check_noise(
+    key: dg.AssetKey, scores: pl.DataFrame, verdict: ShardVerdict
+) -> Iterator[dg.AssetCheckResult]:
+    """Report the shard's verdict: what blocks, and apart from it what warns.
+
+    Apart, because Dagster's automation holds back what lies behind a blocking check that failed,
+    however mild its severity.
+    """
+    description = f"{verdict.summary[0].upper()}{verdict.summary[1:]}."
+    figures: dict[str, Any] = {
+        name: round(value, 4)
+        for name, value in {
+            "noise_fraction": verdict.noise_fraction,
+            "interval_lower": verdict.noise_lower,
+            "interval_upper": verdict.noise_upper,
+            "max_noise_fraction": verdict.max_noise_fraction,
+            "prompt_shift_auc": verdict.shift,
+        }.items()
+        if value is not None
+    }
+    yield dg.AssetCheckResult(
+        asset_key=key,
+        check_name=NOISE_FRACTION,
+        passed=verdict.passed,
+        description=description,
+        metadata={
+            "verdict": verdict.verdict,
+            **figures,
+            "scored": verdict.scored,
+            "noise_probability": histogram(
+                {"rows": scores["noise_probability"]},
+                title="Noise probability of the shard's rows",
+                unit="probability at even odds",
+            ),
+        },
+    )
+    yield dg.AssetCheckResult(
+        asset_key=key,
+        check_name=NOISE_WARNING,
+        passed=verdict.verdict == "pass",
+        severity=dg.AssetCheckSeverity.WARN,
+        description=description,
+        metadata={"verdict": verdict.verdict, **figures},
+    )
+
+
+def check_distribution(
+    key: dg.AssetKey,
+    scores: pl.DataFrame,
+    previous: ValueHistogram | None,
+    warnings: WarningPolicy,
+) -> dg.AssetCheckResult:
+    """Report the share of harmful rows, and drift since the shard was last valued."""
+    values = scores.filter(pl.col("status") == "scored")["value"]
+    harmful = share(values < 0)
+    drift = stability_index(previous, values) if previous and len(values) else None
+    drifted = drift is not None and drift > warnings.max_drift
+    told = f"{harmful:.1%} of the rows harm (limit {warnings.max_harmful_share:.1%})"
+    told += (
+        f"; population stability index {drift:.3f} (limit {warnings.max_drift})"
+        if drift is not None
+        else "; valued for the first time, so nothing to compare with"
+    )
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=VALUE_DISTRIBUTION,
+        passed=harmful <= warnings.max_harmful_share and not drifted,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{told[0].upper()}{told[1:]}.",
+        metadata={
+            "harmful_share": harmful,
+            **({"stability_index": round(drift, 4)} if drift is not None else {}),
+            "values": histogram({"rows": values}, title="Value of the shard's rows", unit="value"),
+        },
+    )
+
+
+def check_share(
+    key: dg.AssetKey, name: str, observed: float, limit: float, scores: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """Report a share of rows that should be small."""
+    what = {TRUNCATION: "scored rows were cut", SKIPPED: "rows are without a score"}[name]
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=name,
+        passed=observed <= limit,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{observed:.1%} of the {what} (limit {limit:.1%}).",
+        metadata={"share": observed, "limit": limit, **outcome_counts(scores)},
+    )

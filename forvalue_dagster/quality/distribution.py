@@ -1,0 +1,58 @@
+"""How values are spread, kept small enough for metadata, and how far they drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+_BINS = 10
+# An empty bin counts as so much of the rows: the index stays finite.
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class ValueHistogram:
+    """Deciles of values, and the share of rows between them.
+
+    Attributes:
+        edges: inner bounds, ascending.
+        shares: one more than the edges; they sum to one.
+    """
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: pl.Series) -> ValueHistogram | None:
+        """Describe some values; None if there is none."""
+        numbers = values.drop_nulls().to_numpy()
+        if not len(numbers):
+            return None
+        inner = np.quantile(numbers, np.arange(1, _BINS) / _BINS)
+        edges = tuple(float(edge) for edge in np.unique(inner))
+        return cls(edges, tuple(_shares(numbers, edges).tolist()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> ValueHistogram:
+        """Rebuild a stored histogram."""
+        return cls(tuple(plain["edges"]), tuple(plain["shares"]))
+
+
+def stability_index(before: ValueHistogram, values: pl.Series) -> float:
+    """Return the population stability index: Σ (p − q) ln(p / q) over the earlier deciles."""
+    p = np.clip(_shares(values.drop_nulls().to_numpy(), before.edges), _FLOOR, None)
+    q = np.clip(np.array(before.shares), _FLOOR, None)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def _shares(numbers: Any, edges: tuple[float, ...]) -> Any:
+    counts = np.bincount(np.searchsorted(edges, numbers, "right"), minlength=len(edges) + 1)
+    return counts / len(numbers)
