@@ -11,7 +11,7 @@ from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.quality.verdicts import GateRules
 
 
-class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
+class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], extra="forbid"):
     """Which rows of the shards that passed go into the filtered dataset."""
 
     by: Literal["value", "value_per_token", "alignment"] = Field(
@@ -42,7 +42,7 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"]):
         return Selection(**{name: getattr(self, name) for name in Selection.__dataclass_fields__})
 
 
-class GatePolicy(dg.ConfigurableResource["GatePolicy"]):
+class GatePolicy(dg.ConfigurableResource["GatePolicy"], extra="forbid"):
     """What stops a shard, and what a stopped shard stops."""
 
     max_noise_fraction: float = Field(
@@ -88,7 +88,7 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"]):
         return GateRules(**{name: getattr(self, name) for name in GateRules.__dataclass_fields__})
 
 
-class WarningPolicy(dg.ConfigurableResource["WarningPolicy"]):
+class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], extra="forbid"):
     """Thresholds of the checks that warn and never block."""
 
     near_leak_similarity: float = Field(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
 
 
-class RowSource(dg.ConfigurableResource["RowSource"]):
+class RowSource(dg.ConfigurableResource["RowSource"], extra="forbid"):
     """Finetuning rows in a folder: every data file directly inside it is a shard."""
 
     path: str = Field(description="A data file, or a folder of them.")
@@ -91,7 +91,7 @@ class RowSource(dg.ConfigurableResource["RowSource"]):
         return read_rows(path, columns=columns, shard=shard, on_bad_row=self.on_bad_row)
 
 
-class Valuation(dg.ConfigurableResource["Valuation"]):
+class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
     """The model that values rows, and how."""
 
     name: str = Field(
@@ -221,7 +221,7 @@ class Valuation(dg.ConfigurableResource["Valuation"]):
         )
 
 
-class Storage(dg.ConfigurableResource["Storage"]):
+class Storage(dg.ConfigurableResource["Storage"], extra="forbid"):
     """Where the graph's files lie."""
 
     base_dir: str = Field(description="Folder or object-store prefix.")

@@ -16,6 +16,9 @@ import dagster as dg
 
 Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missing", "outdated"]
 
+# How far back to look past runs that were to rebuild an asset and failed.
+_HISTORY = 25
+
 _SAID: dict[Outcome, str] = {
     "passed": "passed",
     "warned": "failed as a warning",
@@ -111,29 +114,41 @@ def check_standing(
     from dagster._core.storage.event_log.base import PartitionKeyFilter
 
     history = instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=1, partition_filter=PartitionKeyFilter(key=partition)
+        key, limit=_HISTORY, partition_filter=PartitionKeyFilter(key=partition)
     )
-    outcome: Outcome = "missing"
-    description = ""
-    if history:
-        evaluation = history[0].evaluation
-        if history[0].status.value == "PLANNED" or evaluation is None:
-            run = instance.get_run_by_id(history[0].run_id)
-            outcome = "unfinished" if run is None or run.is_finished else "running"
-        else:
-            target = evaluation.target_materialization_data
-            # A check that was not told what it looked at belongs to what its run made.
-            ours = (
-                target.storage_id == materialization.storage_id
-                if target is not None
-                else history[0].run_id == materialization.run_id
-            )
-            description = (evaluation.description or "").rstrip(".")
-            if not ours:
-                outcome = "outdated"
-            elif evaluation.passed:
-                outcome = "passed"
-            else:
-                warned = evaluation.severity == dg.AssetCheckSeverity.WARN
-                outcome = "warned" if warned else "failed"
-    return CheckStanding(key.name, key.asset_key, partition, outcome, description)
+    for record in history:
+        evaluation = record.evaluation
+        if record.status.value == "PLANNED" or evaluation is None:
+            run = instance.get_run_by_id(record.run_id)
+            if run is not None and not run.is_finished:
+                return CheckStanding(key.name, key.asset_key, partition, "running", "")
+            if _failed_to_rebuild(instance, record.run_id, key.asset_key, materialization):
+                continue  # it was to look at a materialisation that never came to be
+            return CheckStanding(key.name, key.asset_key, partition, "unfinished", "")
+        target = evaluation.target_materialization_data
+        # A check that was not told what it looked at belongs to what its run made.
+        ours = (
+            target.storage_id == materialization.storage_id
+            if target is not None
+            else record.run_id == materialization.run_id
+        )
+        outcome: Outcome = "outdated"
+        if ours:
+            warned = evaluation.severity == dg.AssetCheckSeverity.WARN
+            outcome = "passed" if evaluation.passed else "warned" if warned else "failed"
+        description = (evaluation.description or "").rstrip(".")
+        return CheckStanding(key.name, key.asset_key, partition, outcome, description)
+    return CheckStanding(key.name, key.asset_key, partition, "missing", "")
+
+
+def _failed_to_rebuild(
+    instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey, current: Materialization
+) -> bool:
+    """Whether a finished run was to materialise an asset anew, and did not."""
+    if run_id == current.run_id:
+        return False
+    planned = instance.get_records_for_run(
+        run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    ).records
+    events = [record.event_log_entry.dagster_event for record in planned]
+    return any(event is not None and event.asset_key == asset for event in events)

@@ -27,7 +27,7 @@ def default_suite() -> ExpectationSuite:
         gxe.ExpectTableColumnsToMatchSet(column_set=list(_CANONICAL), exact_match=False),
         gxe.ExpectTableRowCountToBeBetween(min_value=1),
         gxe.ExpectColumnValuesToBeInTypeList(column="row", type_list=["int64"]),
-        gxe.ExpectColumnValuesToNotBeNull(column="sample_id"),
+        gxe.ExpectColumnValuesToNotBeNull(column="sample_id", mostly=0.99),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=["shard", "row"]),
         gxe.ExpectColumnValuesToBeNull(column="problem", mostly=0.99),
         gxe.ExpectColumnValuesToBeBetween(column="response_characters", min_value=1, mostly=0.99),

@@ -14,7 +14,7 @@ import forvalue_dagster as fv
 from forvalue_dagster.models.loading import load_model
 from tests.orchestration.conftest import Project
 
-WIDE_GATE = fv.GatePolicy(max_noise_share=1.0)
+WIDE_GATE = fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn", domain_shift="warn")
 
 
 def valued(project: Project, *shards: str) -> None:

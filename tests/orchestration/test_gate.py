@@ -1,0 +1,302 @@
+"""The gate in front of a consumer, in real runs: whoever starts them, whatever came before."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+import forvalue_dagster as fv
+from tests.orchestration.conftest import LIKELY, UNLIKELY, Project
+
+DATASET = dg.AssetKey("filtered_dataset")
+SCORES = dg.AssetKey("value_scores")
+
+
+@pytest.fixture(scope="module")
+def valued(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Path:
+    """A project with a profile and three valued shards, of which one is noise."""
+    folder = tmp_path_factory.mktemp("valued")
+    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+        made = Project(folder, model_directory, instance)
+        made.write("validation.jsonl", made.rows(40, LIKELY, seed=0))
+        made.write("train/good.jsonl", made.rows(30, LIKELY, seed=1))
+        made.write("train/other.jsonl", made.rows(20, LIKELY, seed=3))
+        made.write("train/bad.jsonl", made.rows(20, UNLIKELY, seed=2))
+        assert made.run("forvalue_profile").success
+        assert [run.success for run in made.value("good", "other", "bad")] == [True, True, False]
+    return folder
+
+
+class Gated(Project):
+    """A project with consumers behind the gate."""
+
+    gate: dict[str, Any]
+
+    @property
+    def all_definitions(self) -> dg.Definitions:
+        arguments = self.gate
+
+        @dg.asset(retry_policy=dg.RetryPolicy(max_retries=2))
+        def finetuned(
+            context: dg.AssetExecutionContext, filtered_dataset: pl.LazyFrame
+        ) -> None:
+            gate = fv.require_certified(context, **arguments)
+            context.add_output_metadata({"shards": ", ".join(gate.manifest.passed)})
+
+        @dg.asset(io_manager_key="parquet_io_manager")
+        def tokenised(filtered_dataset: pl.LazyFrame) -> pl.LazyFrame:
+            return filtered_dataset.select("shard", "row")
+
+        @dg.asset
+        def far_finetuned(context: dg.AssetExecutionContext, tokenised: pl.LazyFrame) -> None:
+            fv.require_certified(context, **arguments)
+
+        @dg.asset_check(asset=DATASET, blocking=True, name="reviewed")
+        def reviewed(filtered_dataset: pl.LazyFrame) -> dg.AssetCheckResult:
+            if (self.folder / "raises").exists():
+                raise RuntimeError("the check itself is broken")
+            ok = not (self.folder / "rejected").exists()
+            return dg.AssetCheckResult(passed=ok, description="looked at by a person")
+
+        @dg.op
+        def train(context: dg.OpExecutionContext) -> int:
+            fv.require_certified(context, **arguments)
+            return 1
+
+        @dg.job
+        def train_job() -> None:
+            train()
+
+        jobs = [
+            dg.define_asset_job("consume", dg.AssetSelection.assets(finetuned)),
+            dg.define_asset_job("tokenise", dg.AssetSelection.assets(tokenised)),
+            dg.define_asset_job("consume_far", dg.AssetSelection.assets(far_finetuned)),
+            dg.define_asset_job("review", dg.AssetSelection.checks(reviewed)),
+            dg.define_asset_job(
+                "filter_and_consume",
+                dg.AssetSelection.assets(DATASET, dg.AssetKey("dropped_rows"), finetuned)
+                - dg.AssetSelection.checks(reviewed),
+            ),
+            train_job,
+        ]
+        return dg.Definitions.merge(
+            self.definitions,
+            dg.Definitions(
+                assets=[finetuned, tokenised, far_finetuned], asset_checks=[reviewed], jobs=jobs
+            ),
+        )
+
+    def run(self, job: str, shard: str | None = None) -> dg.ExecuteInProcessResult:
+        return self.all_definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=shard,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+
+    def drop(self, shard: str) -> None:
+        self.instance.delete_dynamic_partition("forvalue_shards", shard)
+
+
+@pytest.fixture
+def project(valued: Path, tmp_path: Path, model_directory: Path) -> Iterator[Gated]:
+    folder = tmp_path / "project"
+    shutil.copytree(valued, folder)
+    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+        made = Gated(folder, model_directory, instance)
+        made.gate = {}
+        yield made
+
+
+def refusal(result: dg.ExecuteInProcessResult) -> str:
+    """The message of the one step that failed, which must not be retried."""
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    failure = event.step_failure_data.user_failure_data
+    assert failure is not None, event.step_failure_data.error
+    assert not any(event.is_step_up_for_retry for event in result.all_events)
+    return failure.description
+
+
+def test_never_materialised(project: Gated) -> None:
+    message = refusal(project.run("train_job"))
+    assert "filtered_dataset was never materialised" in message
+
+
+def test_in_the_same_run(project: Gated) -> None:
+    project.drop("bad")
+    result = project.run("filter_and_consume")
+    assert result.success
+    (made,) = result.asset_materializations_for_node("finetuned")
+    assert made.metadata["shards"].value == "good, other"
+    assert "is certified" in made.metadata["gate"].value
+
+
+def test_in_the_same_run_a_bad_shard_stops_the_consumer(project: Gated) -> None:
+    result = project.run("filter_and_consume")
+    assert "shard 'bad': fail: estimated noise" in refusal(result)
+    assert not project.instance.get_latest_materialization_event(dg.AssetKey("finetuned"))
+
+
+def test_in_a_later_run_of_an_asset_and_of_an_op(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    assert project.run("consume").success
+    assert project.run("train_job").success
+
+
+def test_a_dataset_that_failed_to_rebuild_is_stale_not_reborn(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    # Noise arrives in a shard of the dataset: it is valued again, and blocked.
+    project.write("train/other.jsonl", project.rows(20, UNLIKELY, seed=8))
+    assert not project.run("forvalue_shard", "other").success
+    assert "shard 'other': fail: estimated noise" in refusal(project.run("forvalue_filter"))
+    message = refusal(project.run("consume"))
+    assert "value_scores of shard 'other' was made again after the dataset was built" in message
+    project.gate = {"stale": "warn"}
+    assert project.run("consume").success
+
+
+def test_excluded_shards_do_not_stop_anyone(project: Gated) -> None:
+    project.options = {"gate": fv.GatePolicy(on_blocked_shard="exclude")}
+    assert project.run("forvalue_filter").success
+    assert set(project.table("filtered_dataset")["shard"]) == {"good", "other"}
+    assert project.run("consume").success
+    # What is left out may change without touching the dataset.
+    assert not project.run("forvalue_shard", "bad").success
+    assert project.run("consume").success
+
+
+def test_a_withdrawn_shard(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    project.drop("other")
+    project.gate = {"stale": "warn"}
+    assert "shard 'other' was withdrawn" in refusal(project.run("consume"))
+
+
+def test_a_wiped_shard(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    project.instance.wipe_assets([SCORES])
+    assert "value_scores of shard 'other' was wiped" in refusal(project.run("consume"))
+
+
+def test_materialised_again_without_the_check(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    project.instance.report_runless_asset_event(dg.AssetMaterialization(DATASET))
+    message = refusal(project.run("consume"))
+    assert "check 'certified' of filtered_dataset was executed for an older" in message
+    assert "carries no manifest" in message
+
+
+def test_a_further_check(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    project.gate = {"checks": ["reviewed"]}
+    assert project.run("review").success
+    assert project.run("consume").success
+    (project.folder / "rejected").touch()
+    assert not project.run("review").success
+    assert "check 'reviewed' of filtered_dataset failed (looked at by a person)" in refusal(
+        project.run("consume")
+    )
+    (project.folder / "raises").touch()
+    assert not project.run("review").success
+    assert "check 'reviewed' of filtered_dataset did not finish" in refusal(project.run("consume"))
+
+
+def test_a_further_check_that_never_ran(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("filter_and_consume").success
+    project.gate = {"checks": ["reviewed"]}
+    assert "check 'reviewed' of filtered_dataset was never executed" in refusal(
+        project.run("consume")
+    )
+
+
+def test_a_further_check_of_an_older_materialisation(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("filter_and_consume").success
+    assert project.run("review").success
+    assert project.run("filter_and_consume").success
+    project.gate = {"checks": ["reviewed"]}
+    assert "was executed for an older materialisation only" in refusal(project.run("consume"))
+
+
+def test_two_hops_away(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    assert project.run("tokenise").success
+    assert project.run("consume_far").success
+    assert project.run("forvalue_filter").success
+    assert (
+        "tokenised was made from an older materialisation of filtered_dataset; materialise it"
+        in refusal(project.run("consume_far"))
+    )
+    assert project.run("tokenise").success
+    assert project.run("consume_far").success
+
+
+def test_an_override_leaves_its_reason(project: Gated) -> None:
+    project.drop("bad")
+    assert project.run("forvalue_filter").success
+    project.drop("other")
+    project.gate = {"force": "the customer agreed, ticket 12"}
+    result = project.run("consume")
+    assert result.success
+    (made,) = result.asset_materializations_for_node("finetuned")
+    assert made.metadata["gate"].value == "overridden"
+    assert made.metadata["gate_forced_because"].value == "the customer agreed, ticket 12"
+    assert "withdrawn" in str(made.metadata["gate_objections"].value)
+    logged = [event.user_message for event in project.instance.all_logs(result.run_id)]
+    assert any("overridden: the customer agreed" in line for line in logged)
+    project.gate = {"force": " "}
+    assert not project.run("consume").success
+
+
+def test_a_shard_whose_checks_never_ran_is_left_out(project: Gated) -> None:
+    project.drop("bad")
+    # Someone materialises the rows alone, from the UI, without their checks.
+    rows_only = dg.define_asset_job(
+        "rows_only",
+        dg.AssetSelection.assets("raw_finetuning_data").without_checks(),
+    )
+    definitions = dg.Definitions.merge(project.definitions, dg.Definitions(jobs=[rows_only]))
+    assert (
+        definitions.resolve_job_def("rows_only")
+        .execute_in_process(instance=project.instance, partition_key="other")
+        .success
+    )
+    message = refusal(project.run("forvalue_filter"))
+    assert "check 'row_expectations' of raw_finetuning_data for 'other' was executed for an" in (
+        message
+    )
+
+
+def test_rows_that_are_not_those_valued(project: Gated) -> None:
+    project.drop("bad")
+    project.write("train/other.jsonl", project.rows(20, LIKELY, seed=9))
+    rows = dg.define_asset_job("rows", dg.AssetSelection.assets("raw_finetuning_data"))
+    definitions = dg.Definitions.merge(project.definitions, dg.Definitions(jobs=[rows]))
+    assert (
+        definitions.resolve_job_def("rows")
+        .execute_in_process(instance=project.instance, partition_key="other")
+        .success
+    )
+    assert "of its rows are not those that were valued" in refusal(project.run("forvalue_filter"))
+
+
+def test_scores_of_another_profile(project: Gated) -> None:
+    project.drop("bad")
+    project.write("validation.jsonl", project.rows(40, LIKELY, seed=10))
+    assert project.run("forvalue_profile").success
+    assert "its scores rest on the validation profile" in refusal(project.run("forvalue_filter"))
