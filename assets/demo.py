@@ -19,6 +19,7 @@ import polars as pl
 from assets.demo_data import write_demo_data
 from assets.valuation import DEMO_ROOT, demo_definitions
 
+_FIGURES = ("noise_fraction", "interval_lower", "interval_upper")
 EXPECTED_TO_PASS = {"clean": True, "mixed": True, "noisy": False}
 
 
@@ -35,7 +36,7 @@ class DemoRun:
 
     def passed(self, shard: str) -> bool:
         """Whether the noise gate let a shard through."""
-        (gate,) = (c for c in self.checks if c.check_name == "noise_gate" and c.partition == shard)
+        (gate,) = (c for c in self.checks if c.check_name == "noise_fraction" and c.partition == shard)
         return gate.passed
 
     def manifest(self) -> dict[str, dict[str, int]]:
@@ -92,7 +93,9 @@ def problems(demo: DemoRun) -> list[str]:
     found += [
         f"check {check.check_name} of {check.asset_key.to_user_string()} failed"
         for check in demo.checks
-        if not check.passed and (check.check_name, check.partition) != ("noise_gate", "noisy")
+        if not check.passed
+        and check.severity == dg.AssetCheckSeverity.ERROR
+        and (check.check_name, check.partition) != ("noise_fraction", "noisy")
     ]
     return found
 
@@ -109,11 +112,18 @@ def report(demo: DemoRun) -> None:
     noise = json.loads((demo.root / "data" / "truth.json").read_text("utf-8"))["noise"]
     print("\nShards")
     for shard in demo.shards:
-        (gate,) = (c for c in demo.checks if (c.check_name, c.partition) == ("noise_gate", shard))
-        estimate = float(gate.metadata["noise_share"].value)  # type: ignore[arg-type]
+        (gate,) = (c for c in demo.checks if (c.check_name, c.partition) == ("noise_fraction", shard))
+        figures = {name: gate.metadata.get(name) for name in _FIGURES}
+        estimate, lower, upper = (
+            float(figure.value) if figure is not None else float("nan")  # type: ignore[arg-type]
+            for figure in figures.values()
+        )
         truth = len(noise[shard]) / scores.filter(pl.col("shard") == shard).height
         verdict = "passed " if gate.passed else "BLOCKED"
-        print(f"  {shard:8} {verdict} estimated noise {estimate:5.1%}   truth {truth:5.1%}")
+        print(
+            f"  {shard:8} {verdict} estimated noise {estimate:5.1%} "
+            f"({lower:.1%} to {upper:.1%})   truth {truth:5.1%}"
+        )
     print("\nMost and least valuable rows of the shards that passed")
     ranked = scored.filter(pl.col("shard") != "noisy").sort("value", descending=True)
     for row in [*ranked.head(3).iter_rows(named=True), *ranked.tail(3).iter_rows(named=True)]:
@@ -124,6 +134,8 @@ def report(demo: DemoRun) -> None:
     print("\nChecks")
     for check in demo.checks:
         mark = "pass" if check.passed else "FAIL"
+        if not check.passed and check.severity == dg.AssetCheckSeverity.WARN:
+            mark = "warn"
         name = f"{check.asset_key.to_user_string()}.{check.check_name}"
         print(f"  {mark} {name:42} {check.partition or '':8} {check.description}")
     print(

@@ -22,6 +22,7 @@ TaskKind = Callable[[random.Random], tuple[str, str]]
 NOISE_SHARES = {"clean": 0.0, "mixed": 0.05, "noisy": 0.45}
 """The training shards and the share of their rows that is damaged."""
 
+_RECIPES = ("answer_swap", "span_deletion", "span_insertion", "word_shuffle")
 _PROMPT_FORM_SHARE = 0.5
 _TWO_TURN_SHARE = 0.1
 _SYSTEM_PROMPT_SHARE = 0.3  # of the rows in chat form
@@ -456,7 +457,8 @@ def _damage(rows: list[Row], share: float, seed: int) -> dict[str, str]:
         (row["messages"][-1], "content") if "messages" in row else (row, "response") for row in rows
     ]
     clean = [holder[key] for holder, key in holders]
-    damaged = corrupt_responses(clean, share, seed, groups=[row["task"] for row in rows])
+    tasks = [row["task"] for row in rows]
+    damaged = corrupt_responses(clean, share, seed, _RECIPES, groups=tasks)
     for (holder, key), (text, _) in zip(holders, damaged, strict=True):
         holder[key] = text
     return {str(index): recipe for index, (_, recipe) in enumerate(damaged) if recipe}

@@ -15,7 +15,8 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], extra="forbid"
     """Which rows of the shards that passed go into the filtered dataset."""
 
     by: Literal["value", "value_per_token", "alignment"] = Field(
-        default="value", description="The score that ranks rows."
+        default="alignment",
+        description="The score that ranks rows. A summed value favours long rows.",
     )
     across_groups: Literal["pooled", "mean", "maximum", "balanced"] = Field(
         default="pooled",
@@ -31,7 +32,10 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], extra="forbid"
     )
     min_value: float | None = Field(default=None, description="Rows valued less are dropped.")
     max_noise_probability: float | None = Field(
-        default=None, ge=0, le=1, description="Rows more probably noisy are dropped."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Rows more probably noisy are dropped; needs a noise probe. None drops none.",
     )
     drop_duplicates: bool = Field(
         default=True, description="Keep one of several rows with the same conversation."

@@ -1,10 +1,11 @@
 """The noise probe: tells damaged responses from clean ones by their forward statistics.
 
 The value score does not see noise. The validation rows are trusted; so copies of them are damaged
-by known recipes, and a small regularised logistic regression learns what damage does to the
-statistics of a row. It is cross-fitted by row: a validation row and its copies are judged by
-models that saw neither. Those judgements are the reference that a training set is compared with
-(`noise_fraction.py`), so they must be what unseen rows would get.
+by known recipes, and a small regularised logistic regression with one class for each recipe
+learns what damage does to the statistics of a row (each kind has a direction of its own: shuffled
+words surprise the model, a loop bores it). It is cross-fitted by row: a validation row and its
+copies are judged by models that saw neither. Those judgements are the reference that a training
+set is compared with (`noise_fraction.py`), so they must be what unseen rows would get.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ Array = NDArray[np.float64]
 # rows (of a validation row and its copies: with all others).
 PROBE_COLUMNS: tuple[str, ...] = (*FORWARD_STATISTICS, "alignment")
 FOLDS = 10
-# Inverse strength of the L2 penalty on standardised statistics. On GSM8K anything from 0.3 to 10
-# gave the same AUC within 0.002.
+# Inverse strength of the L2 penalty on standardised statistics. On GSM8K anything from 0.1 to 10
+# gave the same AUC within 0.003 (benchmarks/noise_gate.py).
 PENALTY = 1.0
+# Score of a class that a fold has no example of: finite, so that folds can be averaged.
+_NEVER = -50.0
+# A recipe counts in a noise fraction only if its copies can be told from clean rows this well:
+# shares of what looks clean cannot be told from shares of what is.
+DETECTABLE = 0.9
 # Beyond these quantiles of the rows it was fitted on, a statistic counts as if it lay there.
 _CLIPPED = (0.002, 0.998)
 
@@ -37,8 +43,9 @@ class NoiseProbe:
     Attributes:
         recipes: names of the damage it knows [R].
         low, high: range of each statistic [F]; what lies outside counts as at the edge.
-        coefficients: of the statistics as they are [F].
-        intercept: log-odds of a row whose statistics are all zero.
+        coefficients: of the clean class and of each recipe's, for the statistics as they are
+            [1 + R, F].
+        intercepts: of the same classes [1 + R].
         clean: cross-fitted log-odds of the validation rows [M].
         copies: cross-fitted log-odds of their damaged copies [M, R]; NaN where there is none.
         metric: how the alignment was measured, as the engine names it.
@@ -48,7 +55,7 @@ class NoiseProbe:
     low: Array
     high: Array
     coefficients: Array
-    intercept: float
+    intercepts: Array
     clean: Array
     copies: Array
     metric: str = ""
@@ -56,7 +63,7 @@ class NoiseProbe:
     def log_odds(self, statistics: Array) -> Array:
         """Return the log-odds of damage, at even prior odds, of rows [N, F] as [N]."""
         bounded = np.clip(statistics, self.low, self.high)
-        return np.asarray(bounded @ self.coefficients + self.intercept)
+        return _damage(bounded @ self.coefficients.T + self.intercepts)
 
     @property
     def rows(self) -> int:
@@ -74,21 +81,23 @@ class NoiseProbe:
         columns = zip(self.recipes, self.copies.T, strict=True)
         return {name: roc_auc(self.clean, own[np.isfinite(own)]) for name, own in columns}
 
+    @property
+    def detectable(self) -> NDArray[np.bool_]:
+        """Which recipes count in a noise fraction [R]; all of them, if none is told well."""
+        told = np.array([auc >= DETECTABLE for auc in self.auc_by_recipe.values()])
+        return told if told.any() else np.ones_like(told)
+
     def to_arrays(self) -> dict[str, Array]:
         """Return arrays to be stored beside `recipes` and `metric`."""
-        names = ("low", "high", "coefficients", "clean", "copies")
-        return {name: getattr(self, name) for name in names} | {
-            "intercept": np.array([self.intercept])
-        }
+        names = ("low", "high", "coefficients", "intercepts", "clean", "copies")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, Array], recipes: Sequence[str], metric: str
     ) -> NoiseProbe:
         """Rebuild a stored probe."""
-        fields = dict(arrays)
-        intercept = float(fields.pop("intercept")[0])
-        return cls(recipes=tuple(recipes), intercept=intercept, metric=metric, **fields)
+        return cls(recipes=tuple(recipes), metric=metric, **dict(arrays))
 
 
 def fit_probe(
@@ -119,15 +128,15 @@ def fit_probe(
     centre, scale = bounded.mean(axis=0), bounded.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     owner = np.concatenate([np.arange(rows), np.nonzero(present)[0]])
-    damaged = np.repeat([False, True], [rows, int(present.sum())])
+    kind = np.concatenate([np.zeros(rows, np.int64), 1 + np.nonzero(present)[1]])
     standard = (bounded - centre) / scale
     fold = np.random.default_rng(seed).permutation(rows) % min(FOLDS, rows)
     judged = np.empty(len(everything))
     weights, intercepts = [], []
     for held_out in range(int(fold.max()) + 1):
         outside = fold[owner] == held_out
-        weight, intercept = _regression(standard[~outside], damaged[~outside])
-        judged[outside] = standard[outside] @ weight + intercept
+        weight, intercept = _regression(standard[~outside], kind[~outside], len(recipes))
+        judged[outside] = _damage(standard[outside] @ weight.T + intercept)
         weights.append(weight)
         intercepts.append(intercept)
     # The mean of the folds' models: as strong as those that made the reference judgements.
@@ -139,19 +148,40 @@ def fit_probe(
         low=low,
         high=high,
         coefficients=coefficients,
-        intercept=float(np.mean(intercepts) - coefficients @ centre),
+        intercepts=np.mean(intercepts, axis=0) - coefficients @ centre,
         clean=judged[:rows],
         copies=table,
         metric=metric,
     )
 
 
-def _regression(standard: Array, damaged: NDArray[np.bool_]) -> tuple[Array, float]:
+def _regression(standard: Array, kind: NDArray[np.int64], recipes: int) -> tuple[Array, Array]:
+    """Return coefficients [1 + R, F] and intercepts [1 + R] of the classes.
+
+    Clean rows weigh as much as all copies together, every recipe as much as any other.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000)
-    model.fit(standard, damaged)
-    return model.coef_[0], float(model.intercept_[0])
+    counts = np.bincount(kind, minlength=1 + recipes)
+    occurring = np.nonzero(counts)[0]
+    share = np.where(np.arange(1 + recipes) == 0, 0.5, 0.5 / max(len(occurring) - 1, 1))
+    weights = (share / np.maximum(counts, 1))[kind] * len(kind)
+    model = LogisticRegression(C=PENALTY, max_iter=3000)
+    model.fit(standard, kind, sample_weight=weights)
+    coefficients = np.zeros((1 + recipes, standard.shape[1]))
+    intercepts = np.full(1 + recipes, _NEVER)
+    # Of two classes scikit-learn models the second alone.
+    two = len(model.classes_) == 2
+    coefficients[model.classes_] = np.vstack([0 * model.coef_, model.coef_]) if two else model.coef_
+    intercepts[model.classes_] = (
+        np.concatenate([[0.0], model.intercept_]) if two else model.intercept_
+    )
+    return coefficients, intercepts
+
+
+def _damage(scores: Array) -> Array:
+    """Return log Σ_recipes exp(score) − score of the clean class, of class scores [N, 1 + R]."""
+    return np.asarray(np.logaddexp.reduce(scores[:, 1:], axis=1) - scores[:, 0])
 
 
 def probabilities(log_odds: Array) -> Array:

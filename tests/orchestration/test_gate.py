@@ -43,9 +43,7 @@ class Gated(Project):
         arguments = self.gate
 
         @dg.asset(retry_policy=dg.RetryPolicy(max_retries=2))
-        def finetuned(
-            context: dg.AssetExecutionContext, filtered_dataset: pl.LazyFrame
-        ) -> None:
+        def finetuned(context: dg.AssetExecutionContext, filtered_dataset: pl.LazyFrame) -> None:
             gate = fv.require_certified(context, **arguments)
             context.add_output_metadata({"shards": ", ".join(gate.manifest.passed)})
 

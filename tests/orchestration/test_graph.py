@@ -78,9 +78,7 @@ def test_a_registered_shard_without_scores_is_not_forgotten(project: Project) ->
     result = project.run("forvalue_filter")
     assert result.success
     assert project.manifest()["missing_shards"] == ["bad"]
-    certified = next(
-        e for e in result.get_asset_check_evaluations() if e.check_name == "certified"
-    )
+    certified = next(e for e in result.get_asset_check_evaluations() if e.check_name == "certified")
     assert "left out: shard 'bad': not valued yet" in certified.description
 
 
@@ -193,7 +191,10 @@ def test_validation_groups_reach_the_dataset(project: Project) -> None:
         row["capability"] = "maths" if index % 2 else "code"
     project.write("validation.jsonl", rows)
     source = fv.RowSource(path=str(project.folder / "validation.jsonl"), group_column="capability")
-    project.options = {"validation_rows": source, "gate": fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn")}
+    project.options = {
+        "validation_rows": source,
+        "gate": fv.GatePolicy(max_noise_fraction=1.0, uncertified="warn"),
+    }
     project.run("forvalue_profile")
     assert project.value("good")[0].success
     assert project.run("forvalue_filter").success
