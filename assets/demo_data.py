@@ -22,6 +22,9 @@ TaskKind = Callable[[random.Random], tuple[str, str]]
 NOISE_SHARES = {"clean": 0.0, "mixed": 0.05, "noisy": 0.45}
 """The training shards and the share of their rows that is damaged."""
 
+HELD_OUT_ROWS = 60
+"""Clean rows that nothing is valued against and nothing is trained on."""
+
 _RECIPES = ("answer_swap", "span_deletion", "span_insertion", "word_shuffle")
 _PROMPT_FORM_SHARE = 0.5
 _TWO_TURN_SHARE = 0.1
@@ -374,11 +377,12 @@ def demo_rows(
         validation_rows: The number of validation rows.
 
     Returns:
-        The rows of each training shard and of "validation", by name.
+        The rows of each training shard, of "validation" and of "held_out", by name.
     """
     rng = random.Random(seed)
     seen: set[tuple[str, str]] = set()
-    sizes = dict.fromkeys(NOISE_SHARES, rows_per_shard) | {"validation": validation_rows}
+    sizes = dict.fromkeys(NOISE_SHARES, rows_per_shard)
+    sizes |= {"validation": validation_rows, "held_out": HELD_OUT_ROWS}
     return {name: _draw_rows(rng, size, seen) for name, size in sizes.items()}
 
 
@@ -388,7 +392,7 @@ def write_demo_data(
     """Write the training shards, the validation file and the truth about the noise.
 
     The files are `train/clean.jsonl`, `train/mixed.jsonl`, `train/noisy.jsonl`,
-    `validation.jsonl` and `truth.json`. The last one holds the seed, the share of noise of each
+    `validation.jsonl`, `held_out.jsonl` and `truth.json`. The last one holds the seed, the share of noise of each
     shard ("shares"), and for each shard the recipe of every damaged row by its index written as
     text ("noise"). The same arguments give the same bytes.
 
@@ -404,7 +408,8 @@ def write_demo_data(
         # One noise seed for all shards would damage the same row numbers in each of them.
         noise[shard] = _damage(files[shard], share, seed * len(NOISE_SHARES) + number)
         _write_atomically(root / "train" / f"{shard}.jsonl", _json_lines(files[shard]))
-    _write_atomically(root / "validation.jsonl", _json_lines(files["validation"]))
+    for name in ("validation", "held_out"):
+        _write_atomically(root / f"{name}.jsonl", _json_lines(files[name]))
     truth = {"seed": seed, "shares": NOISE_SHARES, "noise": noise}
     _write_atomically(root / "truth.json", json.dumps(truth, indent=2) + "\n")
 

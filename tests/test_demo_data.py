@@ -14,7 +14,8 @@ import pytest
 from assets.demo_data import NOISE_SHARES, TASK_KINDS, demo_rows, write_demo_data
 
 FILES = {shard: f"train/{shard}.jsonl" for shard in NOISE_SHARES} | {
-    "validation": "validation.jsonl"
+    "validation": "validation.jsonl",
+    "held_out": "held_out.jsonl",
 }
 
 
@@ -67,6 +68,7 @@ def test_sizes_and_shares_are_as_asked(root: Path, truth: dict[str, Any]):
         "mixed": 100,
         "noisy": 100,
         "validation": 80,
+        "held_out": 60,
     }
     assert {shard: len(rows) for shard, rows in truth["noise"].items()} == {
         "clean": 0,

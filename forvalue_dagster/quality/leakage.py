@@ -61,7 +61,8 @@ def find_leaks(
     by_prompt = {text.prompt: row for row, text in reversed(trusted.items()) if text.prompt}
     shingles = {row: text.shingles for row, text in trusted.items()}
     signatures = MinHash.bulk(shingles.values(), num_perm=_PERMUTATIONS)
-    index = MinHashLSH(threshold=min_similarity, num_perm=_PERMUTATIONS)
+    # Signatures only estimate: candidates are taken from below the limit, then measured.
+    index = MinHashLSH(threshold=0.75 * min_similarity, num_perm=_PERMUTATIONS)
     for row, signature in zip(shingles, signatures, strict=True):
         index.insert(row, signature)
     leaks = []

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import dagster as dg
+import numpy as np
 import polars as pl
 import pytest
 
-from forvalue_dagster.orchestration.checks import check_conservation, check_noise
+import forvalue_dagster as fv
 from forvalue_dagster.orchestration.filtering import certify
-from forvalue_dagster.quality.verdicts import judge_shard, mark_atypical
+from forvalue_dagster.orchestration.score_checks import (
+    check_conservation,
+    check_distribution,
+    check_noise,
+    check_share,
+)
+from forvalue_dagster.orchestration.selection_check import check_selection
+from forvalue_dagster.quality.distribution import ValueHistogram
+from forvalue_dagster.quality.manifest import Manifest, ShardEntry
+from forvalue_dagster.quality.verdicts import SHIFTED, ShardVerdict
 
 KEY = dg.AssetKey("value_scores")
 PLACES = pl.DataFrame({"shard": ["s"] * 3, "row": [0, 1, 2]})
@@ -16,8 +29,6 @@ SCORES = PLACES.with_columns(
     value=pl.Series([1.0, None, -1.0]),
     status=pl.Series(["scored", "skipped", "scored"]),
     reason=pl.Series([None, "no_response", None]),
-    nll=pl.Series([1.0, None, 2.0]),
-    atypical_nll=pl.Series([False, None, True]),
 )
 
 
@@ -45,57 +56,111 @@ def test_conservation_names_what_was_lost(scores: pl.DataFrame, problem: str) ->
 
 
 @pytest.mark.parametrize(
-    ("atypical", "noise"),
-    [(0, 0.0), (5, 0.0), (24, 0.2), (100, 1.0)],
+    ("verdict", "passed", "blocks", "warns"),
+    [
+        ("pass", True, False, False),
+        ("warn", True, False, True),
+        ("fail", False, True, True),
+        ("uncertified", True, False, True),
+        (SHIFTED, False, True, True),
+    ],
 )
-def test_noise_share_is_corrected_for_what_is_expected(atypical: int, noise: float) -> None:
-    scores = pl.DataFrame(
-        {"status": ["scored"] * 100, "atypical_nll": [i < atypical for i in range(100)]}
-    )
-    assert judge_shard("s", scores, 0.15).noise_share == pytest.approx(noise)
+def test_what_blocks_and_what_warns(verdict: str, passed: bool, blocks: bool, warns: bool) -> None:
+    scores = pl.DataFrame({"noise_probability": [0.1, 0.9]})
+    told = ShardVerdict("s", verdict, passed, "because", 0.15, 0.2, 0.1, 0.3, 0.5, 2)
+    blocking, warning = check_noise(KEY, scores, told)
+    assert (blocking.check_name, blocking.passed) == ("noise_fraction", not blocks)
+    assert blocking.severity == dg.AssetCheckSeverity.ERROR
+    assert (warning.check_name, warning.passed) == ("noise_warning", not warns)
+    assert warning.severity == dg.AssetCheckSeverity.WARN
+    assert blocking.description == f"Shard 's': {verdict}: because."
+    assert blocking.metadata["noise_fraction"].value == 0.2
 
 
-def test_the_threshold_itself_passes() -> None:
-    scores = pl.DataFrame({"status": ["scored"] * 20, "atypical_nll": [True] * 4 + [False] * 16})
-    noise = judge_shard("s", scores, 0.0).noise_share
-    assert judge_shard("s", scores, noise).passed
-    assert not judge_shard("s", scores, noise - 1e-9).passed
+def test_values_that_drift_or_harm_warn() -> None:
+    rng = np.random.default_rng(0)
+
+    def table(mean: float) -> pl.DataFrame:
+        values = rng.normal(mean, 1, 500)
+        return pl.DataFrame({"value": values, "status": ["scored"] * 500})
+
+    before = ValueHistogram.from_json(ValueHistogram.of(table(2)["value"]).to_json())
+    policy = fv.WarningPolicy()
+    assert check_distribution(KEY, table(2), before, policy).passed
+    assert check_distribution(KEY, table(2), None, policy).passed
+    drifted = check_distribution(KEY, table(3), before, policy)
+    assert not drifted.passed
+    assert drifted.severity == dg.AssetCheckSeverity.WARN
+    assert drifted.metadata["stability_index"].value > 0.25
+    assert not check_distribution(KEY, table(-1), None, policy).passed
 
 
-def test_a_shard_without_a_scored_row_does_not_pass() -> None:
-    assert not judge_shard("s", SCORES.filter(pl.col("status") == "skipped"), 1.0).passed
-
-
-def test_atypical_rows_exceed_the_95th_percentile() -> None:
-    validation = pl.Series([float(i) for i in range(101)])
-    marked = mark_atypical(pl.DataFrame({"nll": [94.9, 95.0, 95.1, None]}), validation)
-    assert marked["atypical_nll"].to_list() == [False, False, True, None]
-
-
-def test_the_gate_tells_its_figure() -> None:
-    result = check_noise(KEY, "s", SCORES, 0.15)
+def test_a_share_that_should_be_small() -> None:
+    scores = pl.DataFrame({"status": ["scored"] * 3 + ["skipped"], "reason": [None] * 3 + ["x"]})
+    scores = scores.with_columns(reason=pl.lit(None, pl.String)).head(3)
+    assert check_share(KEY, "skipped", 0.05, 0.05, scores).passed
+    result = check_share(KEY, "truncation", 0.2, 0.1, scores)
     assert not result.passed
-    assert result.severity == dg.AssetCheckSeverity.ERROR
-    assert result.description.startswith("Shard 's': estimated noise 47.4% of 2 scored rows")
-    assert result.metadata["noise_share"].value == 0.4737
+    assert result.description == "20.0% of the scored rows were cut (limit 10.0%)."
+
+
+def kept_of(scores: pl.DataFrame, rows: list[int]) -> pl.DataFrame:
+    return scores.filter(pl.col("row").is_in(rows))
+
+
+def test_a_selection_that_is_worth_less_or_starves_a_shard_warns() -> None:
+    scores = pl.DataFrame(
+        {
+            "shard": ["a"] * 4 + ["b"] * 4,
+            "row": list(range(8)),
+            "value": [1.0, 2, 3, 4, 5, 6, 7, 8],
+            "value_g": [1.0, 2, 3, 4, 5, 6, 7, 8],
+            "status": ["scored"] * 8,
+            "response_tokens": [10] * 8,
+        }
+    )
+    shards = {name: scores.filter(pl.col("shard") == name) for name in ("a", "b")}
+    policy = fv.WarningPolicy()
+
+    def check(rows: list[int]) -> dg.AssetCheckResult:
+        return check_selection(KEY, kept_of(scores, rows), shards, ["value_g"], policy)
+
+    assert check([3, 5, 6, 7]).passed
+    assert check(list(range(8))).passed
+    assert "0 of 4 rows of shard 'a' are kept" in check([4, 5, 6, 7]).description
+    worse = check([0, 1, 4])
+    assert "the rows kept have a mean value of" in worse.description
+    assert "no better for 'g'" in worse.description
+    assert worse.severity == dg.AssetCheckSeverity.WARN
+
+
+def entry(shard: str, passed: bool = True, **other) -> ShardEntry:
+    verdict = ShardVerdict(shard, "pass" if passed else "fail", passed, "because", 0.15)
+    return ShardEntry(verdict, other.get("blocked_by", ()), {"value_scores": 7})
 
 
 @pytest.mark.parametrize(
     ("change", "passed"),
     [
         ({}, True),
-        ({"rows": {"kept": 0}}, False),
-        ({"missing_shards": ["b"]}, False),
-        ({"missing_shards": ["b"], "on_blocked_shard": "exclude"}, True),
-        ({"shards": [{"shard": "a", "passed": False}], "on_blocked_shard": "exclude"}, False),
-        ({"shards": [{"shard": "a", "passed": True}, {"shard": "b", "passed": False}]}, False),
+        ({"rows": {"in": 3, "kept": 0, "dropped": 3}}, False),
+        ({"missing_shards": ("b",)}, False),
+        ({"missing_shards": ("b",), "on_blocked_shard": "exclude"}, True),
+        ({"shards": (entry("a", False),), "on_blocked_shard": "exclude"}, False),
+        ({"shards": (entry("a"), entry("b", False))}, False),
+        ({"shards": (entry("a"), entry("b", blocked_by=("a leak",)))}, False),
+        ({"shards": (entry("a"), entry("b", False)), "on_blocked_shard": "exclude"}, True),
     ],
 )
 def test_certified_follows_from_the_manifest(change: dict, passed: bool) -> None:
-    manifest = {
-        "shards": [{"shard": "a", "passed": True}],
-        "missing_shards": [],
-        "on_blocked_shard": "fail",
-        "rows": {"kept": 3},
-    }
-    assert certify(KEY, manifest | change).passed == passed
+    manifest = Manifest(
+        shards=(entry("a"),),
+        missing_shards=(),
+        on_blocked_shard="fail",
+        partitions="forvalue_shards",
+        rows={"in": 3, "kept": 3, "dropped": 0},
+        selection={},
+    )
+    changed = replace(manifest, **change)
+    assert certify(KEY, changed).passed == passed
+    assert Manifest.from_json(json.loads(json.dumps(changed.to_json()))) == changed
