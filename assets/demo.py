@@ -36,7 +36,9 @@ class DemoRun:
 
     def passed(self, shard: str) -> bool:
         """Whether the noise gate let a shard through."""
-        (gate,) = (c for c in self.checks if c.check_name == "noise_fraction" and c.partition == shard)
+        (gate,) = (
+            c for c in self.checks if c.check_name == "noise_fraction" and c.partition == shard
+        )
         return gate.passed
 
     def manifest(self) -> dict[str, dict[str, int]]:
@@ -112,7 +114,9 @@ def report(demo: DemoRun) -> None:
     noise = json.loads((demo.root / "data" / "truth.json").read_text("utf-8"))["noise"]
     print("\nShards")
     for shard in demo.shards:
-        (gate,) = (c for c in demo.checks if (c.check_name, c.partition) == ("noise_fraction", shard))
+        (gate,) = (
+            c for c in demo.checks if (c.check_name, c.partition) == ("noise_fraction", shard)
+        )
         figures = {name: gate.metadata.get(name) for name in _FIGURES}
         estimate, lower, upper = (
             float(figure.value) if figure is not None else float("nan")  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
     python -m benchmarks.selection
 
 For each seed other training rows, other damage, another finetune. Two development seeds choose
-among policies; the six test seeds use rows that the development never saw, the policy as chosen.
+among policies; the five test seeds use rows that the development never saw, the policy as chosen.
 A finished seed is kept in the folder of the pool, so that a stopped run goes on.
 """
 
@@ -31,7 +31,7 @@ POLICIES = {
     "value per token, behind the probe": Selection(by="value_per_token", max_noise_probability=0.5),
     "alignment, behind the probe": Selection(by="alignment", max_noise_probability=0.5),
 }
-DEVELOPMENT, TEST = (0, 1), (2, 3, 4, 5, 6, 7)
+DEVELOPMENT, TEST = (0, 1), (2, 3, 4, 5, 6)
 LONGEST = 450  # characters of question and answer: many short finetunes, not a few long ones
 
 

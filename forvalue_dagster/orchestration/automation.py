@@ -18,19 +18,24 @@ def fan_in(on_blocked_shard: str) -> dg.AutomationCondition:
     Args:
         on_blocked_shard: "fail" or "exclude".
     """
-    rebuilt = (AC.newly_missing() | AC.any_deps_updated()).since_last_handled()
+    # since_last_handled would also count the first evaluation as handled (a dataset that is missing
+    # when automation is switched on must be built), and a build of the dataset itself (a shard that
+    # changed between that build and the same tick must not be forgotten).
+    rebuilt = (AC.newly_missing() | AC.any_deps_updated()).since(AC.newly_requested())
     settled = ~AC.any_deps_in_progress() & ~AC.in_progress()
-    decided = AC.check_passed()
+    there, decided = ~AC.missing(), AC.check_passed()
     waited_for = AC.missing()
     if on_blocked_shard == "exclude":
         decided = decided | AC.check_failed()
-        blocked = AC.any_checks_match(AC.check_failed(), blocking_only=True)
-        above = AC.any_deps_match(blocked)
-        waited_for = waited_for & ~(above | AC.any_deps_match(above))
+        # Scores lie behind their features, which lie behind the rows (or right behind the rows).
+        above = AC.any_deps_match(AC.any_checks_match(AC.check_failed(), blocking_only=True))
+        kept_from_scores = above | AC.any_deps_match(above)
+        there, waited_for = there & ~kept_from_scores, waited_for & ~kept_from_scores
+    coming = AC.will_be_requested()
     undecided = AC.any_deps_match(
-        AC.any_checks_match(~decided & ~AC.will_be_requested(), blocking_only=True)
+        there & AC.any_checks_match(~decided & ~coming, blocking_only=True)
     )
-    waiting = AC.any_deps_match(waited_for & ~AC.will_be_requested())
+    waiting = AC.any_deps_match(waited_for & ~coming)
     return (rebuilt & settled & ~waiting & ~undecided).with_label(
         f"shards_settled_{on_blocked_shard}"
     )

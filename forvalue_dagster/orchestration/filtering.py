@@ -203,7 +203,11 @@ def build_filtered_dataset(
             metadata={"dagster/row_count": len(dropped), "reasons": _reason_table(dropped)},
         )
         yield certify(filtered_key, manifest)
-        groups = [name for name in kept.columns if name.startswith("value_")]
+        groups = [
+            name
+            for name in kept.columns
+            if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
+        ]
         yield check_selection(filtered_key, kept, passed, groups, warnings)
 
     return filtered_dataset

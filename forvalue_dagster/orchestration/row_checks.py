@@ -154,8 +154,8 @@ def _leakage(naming: Naming) -> dg.AssetChecksDefinition:
                 severity=dg.AssetCheckSeverity.ERROR
                 if name == LEAKAGE
                 else dg.AssetCheckSeverity.WARN,
-                description=f"{len(found)} of {rows} rows {what}{named if len(found) else ''}. "
-                + ("Take them out of the one or the other." if len(found) else ""),
+                description=f"{len(found)} of {rows} rows {what}"
+                + (f"{named}. Take them out of the one or the other." if len(found) else "."),
                 metadata={
                     "leaks": len(found),
                     "rows": rows,

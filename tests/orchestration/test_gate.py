@@ -298,3 +298,120 @@ def test_scores_of_another_profile(project: Gated) -> None:
     project.write("validation.jsonl", project.rows(40, LIKELY, seed=10))
     assert project.run("forvalue_profile").success
     assert "its scores rest on the validation profile" in refusal(project.run("forvalue_filter"))
+
+
+def requested(project: Gated, cursor: Any = None) -> Any:
+    """Evaluate the automation conditions once, as a tick of the sensor does."""
+    return dg.evaluate_automation_conditions(
+        defs=project.definitions,
+        instance=project.instance,
+        asset_selection=dg.AssetSelection.assets(DATASET, dg.AssetKey("dropped_rows")),
+        cursor=cursor,
+    )
+
+
+def test_automation_releases_the_others_with_one_bad_shard(project: Gated) -> None:
+    project.options = {"gate": fv.GatePolicy(on_blocked_shard="exclude")}
+    first = requested(project)
+    assert first.get_num_requested(DATASET) == 1
+    assert project.run("forvalue_filter").success
+    assert project.manifest()["rows"]["kept"] > 0
+    second = requested(project, first.cursor)
+    assert second.get_num_requested(DATASET) == 0
+    # The bad shard is valued again, and still bad: the dataset is built again without it.
+    assert not project.run("forvalue_shard", "bad").success
+    third = requested(project, second.cursor)
+    assert third.get_num_requested(DATASET) == 1
+
+
+def test_automation_holds_back_for_one_bad_shard(project: Gated) -> None:
+    first = requested(project)
+    assert first.get_num_requested(DATASET) == 0
+    # Mended, it is released.
+    project.write("train/bad.jsonl", project.rows(20, LIKELY, seed=11))
+    assert project.run("forvalue_shard", "bad").success
+    assert requested(project, first.cursor).get_num_requested(DATASET) == 1
+
+
+@pytest.mark.parametrize("mode", ["fail", "exclude"])
+def test_automation_and_a_shard_that_never_gets_as_far_as_its_scores(
+    project: Gated, mode: str
+) -> None:
+    project.drop("bad")
+    project.options = {"gate": fv.GatePolicy(on_blocked_shard=mode)}
+    first = requested(project)
+    assert first.get_num_requested(DATASET) == 1
+    assert project.run("forvalue_filter").success
+    # A shard that was registered, but not looked at yet, is waited for.
+    project.write("train/broken.jsonl", ["not json"] * 9)
+    project.instance.add_dynamic_partitions("forvalue_shards", ["broken"])
+    second = requested(project, first.cursor)
+    assert second.get_num_requested(DATASET) == 0
+    # Its rows cannot be read: its expectations fail, its scores never come.
+    assert not project.run("forvalue_shard", "broken").success
+    third = requested(project, second.cursor)
+    assert third.get_num_requested(DATASET) == (mode == "exclude")
+    result = project.run("forvalue_filter")
+    assert result.success == (mode == "exclude")
+    if mode == "exclude":
+        assert project.manifest()["missing_shards"] == ["broken"]
+
+
+def test_automation_goes_on_when_a_valued_shard_breaks(project: Gated) -> None:
+    project.options = {"gate": fv.GatePolicy(on_blocked_shard="exclude")}
+    first = requested(project)
+    assert project.run("forvalue_filter").success
+    project.write("train/other.jsonl", ["not json"] * 9)
+    assert not project.run("forvalue_shard", "other").success
+    second = requested(project, first.cursor)
+    assert second.get_num_requested(DATASET) == 1
+    assert project.run("forvalue_filter").success
+    blocked = {e["shard"]: e["blocked_by"] for e in project.manifest()["shards"]}
+    assert blocked["good"] == []
+    assert "check 'row_expectations' of raw_finetuning_data" in blocked["other"][0]
+    assert set(project.table("filtered_dataset")["shard"]) == {"good"}
+
+
+def test_automation_waits_for_a_check_that_was_not_executed(project: Gated) -> None:
+    project.options = {"gate": fv.GatePolicy(on_blocked_shard="exclude")}
+    first = requested(project)
+    scores_only = dg.define_asset_job(
+        "scores_only", dg.AssetSelection.assets("value_scores").without_checks()
+    )
+    definitions = dg.Definitions.merge(project.definitions, dg.Definitions(jobs=[scores_only]))
+    assert (
+        definitions.resolve_job_def("scores_only")
+        .execute_in_process(instance=project.instance, partition_key="good")
+        .success
+    )
+    second = requested(project, first.cursor)
+    assert second.get_num_requested(DATASET) == 0
+
+
+def test_a_consumer_behind_the_dataset_is_automated_with_it(project: Gated) -> None:
+    condition = dg.AutomationCondition.eager()
+    condition &= dg.AutomationCondition.all_deps_blocking_checks_passed()
+
+    @dg.asset(automation_condition=condition, deps=[DATASET])
+    def finetuned(context: dg.AssetExecutionContext) -> None:
+        fv.require_certified(context)
+
+    project.drop("bad")
+    definitions = dg.Definitions.merge(project.definitions, dg.Definitions(assets=[finetuned]))
+
+    def tick(cursor: Any) -> Any:
+        return dg.evaluate_automation_conditions(
+            defs=definitions,
+            instance=project.instance,
+            asset_selection=dg.AssetSelection.assets("finetuned"),
+            cursor=cursor,
+        )
+
+    before = tick(None)
+    assert before.get_num_requested(finetuned.key) == 0
+    assert project.run("forvalue_filter").success
+    after = tick(before.cursor)
+    assert after.get_num_requested(finetuned.key) == 1
+    # Someone writes the dataset by hand: no check vouches for it.
+    project.instance.report_runless_asset_event(dg.AssetMaterialization(DATASET))
+    assert tick(after.cursor).get_num_requested(finetuned.key) == 0
