@@ -20,7 +20,7 @@ def fan_in(on_blocked_shard: str) -> dg.AutomationCondition:
     """
     # since_last_handled would also count the first evaluation as handled (a dataset that is missing
     # when automation is switched on must be built), and a build of the dataset itself (a shard that
-    # changed between that build and the same tick must not be forgotten).
+    # changed after it, but before the next tick, must not be forgotten).
     rebuilt = (AC.newly_missing() | AC.any_deps_updated()).since(AC.newly_requested())
     settled = ~AC.any_deps_in_progress() & ~AC.in_progress()
     there, decided = ~AC.missing(), AC.check_passed()
