@@ -392,9 +392,9 @@ def write_demo_data(
     """Write the training shards, the validation file and the truth about the noise.
 
     The files are `train/clean.jsonl`, `train/mixed.jsonl`, `train/noisy.jsonl`,
-    `validation.jsonl`, `held_out.jsonl` and `truth.json`. The last one holds the seed, the share of noise of each
-    shard ("shares"), and for each shard the recipe of every damaged row by its index written as
-    text ("noise"). The same arguments give the same bytes.
+    `validation.jsonl`, `held_out.jsonl` and `truth.json`. The last one holds the seed, the share
+    of noise of each shard ("shares"), and for each shard the recipe of every damaged row by its
+    index written as text ("noise"). The same arguments give the same bytes.
 
     Args:
         root: The folder to write into, made if missing. Files of these names are replaced.

@@ -34,7 +34,7 @@ def finetuning_definitions(root: Path) -> dg.Definitions:
     )
     def finetuned_adapter(
         context: dg.AssetExecutionContext, filtered_dataset: pl.LazyFrame
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         gate = fv.require_certified(context)
         rows = filtered_dataset.collect()
         folder = root / "adapters" / f"{gate.storage_id}"
@@ -67,7 +67,7 @@ def finetuning_definitions(root: Path) -> dg.Definitions:
         config: ReportConfig,
         value_scores: dict[str, pl.LazyFrame],
         raw_finetuning_data: dict[str, pl.LazyFrame],
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         shards = sorted(value_scores.keys() & raw_finetuning_data.keys())
         scores = pl.concat([value_scores[shard].collect() for shard in shards], how="diagonal")
         columns = ["shard", "row", "messages", "tools", "problem"]

@@ -1,4 +1,4 @@
-"""Is the selection worth it? Short finetunes on rows chosen in several ways, held-out loss compared.
+"""Is the selection worth it? Short finetunes on rows chosen in several ways, compared.
 
 All arms of a comparison see the same number of rows, in the same number of optimiser steps, and
 (within a few per cent) the same number of response tokens: else the longer rows would win. One
@@ -7,7 +7,7 @@ arm sees every row once, for reference.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class Comparison:
 
     rows: int = 24
     tolerance: float = 0.03
-    recipe: WarmUp = WarmUp(learning_rate=1e-3, batch_rows=2)
+    recipe: WarmUp = field(default_factory=lambda: WarmUp(learning_rate=1e-3, batch_rows=2))
 
 
 def ranked(scores: pl.DataFrame, policy: Selection) -> pl.DataFrame:
@@ -88,7 +88,7 @@ def held_out_loss(rows: pl.DataFrame, model: ModelConfig) -> float:
     """Return the mean negative log-likelihood of the response tokens, nats."""
     table = sample_features(rows, model=model).filter(pl.col("status") == "scored")
     tokens = table["response_tokens"]
-    return float((table["nll"] * tokens).sum() / tokens.sum())
+    return float((table["nll"] * tokens).sum()) / float(tokens.sum())
 
 
 def compare(

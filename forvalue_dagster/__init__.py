@@ -29,11 +29,11 @@ if TYPE_CHECKING:
         valuation_definitions as valuation_definitions,
     )
     from forvalue_dagster.orchestration.policies import GatePolicy as GatePolicy
-    from forvalue_dagster.orchestration.resources import RowSource as RowSource
     from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
+    from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
+    from forvalue_dagster.orchestration.resources import RowSource as RowSource
     from forvalue_dagster.orchestration.resources import Storage as Storage
     from forvalue_dagster.orchestration.resources import Valuation as Valuation
-    from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
     from forvalue_dagster.quality.gate import GateReport as GateReport
     from forvalue_dagster.quality.gate import require_certified as require_certified
     from forvalue_dagster.valuation.noise_options import NoiseOptions as NoiseOptions

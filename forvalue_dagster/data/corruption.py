@@ -108,7 +108,8 @@ def corrupted_copies(
     donors = [text for text in dict.fromkeys(responses) if text.strip()]
     copies: list[tuple[int, str, str]] = []
     for index, (turn, response) in enumerate(zip(turns, responses, strict=True)):
-        if turn is None:
+        original = conversations[index]
+        if turn is None or original is None:
             continue
         made = 0
         for name in _generator(seed, "order", rows["sample_id"][index]).permutation(names).tolist():
@@ -121,7 +122,7 @@ def corrupted_copies(
                 damaged = NOISE_RECIPES[name](response, donor, rng)
             except InapplicableRecipeError:
                 continue
-            conversation = [dict(message) for message in conversations[index]]
+            conversation = [dict(message) for message in original]
             conversation[turn]["content"] = damaged
             copies.append((index, name, json.dumps(conversation, ensure_ascii=False)))
             made += 1

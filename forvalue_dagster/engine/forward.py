@@ -101,7 +101,7 @@ def _fitting_batches(
     budget: TokenBudget,
     memory_limit_gb: float | None,
 ) -> Iterator[tuple[Batch, tuple[ResponsePositions, Tensor] | None]]:
-    """Yield batches with their positions and prompts; None for a single row that does not fit in memory."""
+    """Yield batches with their positions and prompts; None for a row that does not fit alone."""
     left = list(range(len(encoded)))
     while left:
         tried = left

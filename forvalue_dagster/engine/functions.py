@@ -22,6 +22,7 @@ from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.profile import ValidationProfile
 
 Model = str | ModelConfig | LoadedModel
+DEFAULT_NOISE = NoiseOptions()
 
 
 def value_dataset(
@@ -35,7 +36,7 @@ def value_dataset(
     centre: bool = False,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
-    noise: NoiseOptions | None = NoiseOptions(),
+    noise: NoiseOptions | None = DEFAULT_NOISE,
 ) -> pl.DataFrame:
     """Value every training row against a trusted validation set.
 
@@ -55,7 +56,8 @@ def value_dataset(
 
     Returns:
         One row for each training row, in order: sample_id, shard, row, value, value_<group>,
-        alignment, noise_probability, forward statistics, status and reason. Values are float64, larger is better.
+        alignment, noise_probability, forward statistics, status and reason. Values are float64,
+        larger is better.
 
     Raises:
         DataFileError: if a row or file cannot be read.
@@ -137,7 +139,7 @@ def validation_profile(
     features: FeaturePrecision | None = None,
     batch_tokens: int = 2048,
     columns: Columns | None = None,
-    noise: NoiseOptions | None = NoiseOptions(),
+    noise: NoiseOptions | None = DEFAULT_NOISE,
 ) -> ValidationProfile:
     """Put trusted rows in closed form for `value_features`.
 

@@ -7,12 +7,14 @@ is in force, and a shard that a failed check upstream kept from being valued is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 AC = dg.AutomationCondition
 
 
-def fan_in(on_blocked_shard: str) -> dg.AutomationCondition:
+def fan_in(on_blocked_shard: str) -> dg.AutomationCondition[Any]:
     """Return the condition of an asset that gathers all shards.
 
     Args:

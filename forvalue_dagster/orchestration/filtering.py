@@ -168,7 +168,7 @@ def build_filtered_dataset(
             partitions=naming.name("shards"),
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
             selection=asdict(selection.selection()),
-            refinement=refinement and asdict(refinement),
+            refinement=None if refinement is None else asdict(refinement),
         )
         files = {
             "json_lines": storage.path(*filtered_key.path).with_suffix(".jsonl"),

@@ -41,8 +41,8 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
             problems.append(
                 f"fewer than {warnings.min_group_rows} rows in {', '.join(map(repr, thin))}"
             )
-        nll = profile.statistics["nll"].round(decimals=6)
-        distinct = len(nll.unique()) / len(nll)
+        nll = profile.statistics["nll"].numpy().round(6).tolist()
+        distinct = len(set(nll)) / len(nll)
         if distinct < _MIN_DISTINCT:
             problems.append(f"only {distinct:.0%} of the rows are distinct")
         objection = probe_objection(profile.noise, gate.rules())

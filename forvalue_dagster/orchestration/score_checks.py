@@ -2,8 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
-from collections.abc import Iterator
-
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -81,11 +80,9 @@ def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
         yield from check_noise(key, value_scores, verdict)
         latest = latest_materialization(context.instance, key, shard)
         before = latest.metadata.get(f"previous_{HISTOGRAM}") if latest else None
-        previous = (
-            ValueHistogram.from_json(before.data)
-            if isinstance(before, dg.JsonMetadataValue)
-            else None
-        )  # type: ignore[arg-type]
+        previous = None
+        if isinstance(before, dg.JsonMetadataValue) and isinstance(before.data, Mapping):
+            previous = ValueHistogram.from_json(before.data)
         yield check_distribution(key, value_scores, previous, warnings)
         scored = value_scores.filter(pl.col("status") == "scored")
         yield check_share(

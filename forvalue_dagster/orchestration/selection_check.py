@@ -34,7 +34,7 @@ def check_selection(
     if len(kept) < len(scored) and not mean > before:
         problems.append(f"the rows kept have a mean value of {mean:.4g}, all rows of {before:.4g}")
     even = len(kept) / max(len(scored), 1)
-    records = []
+    records: list[dict[str, str | int]] = []
     for shard, rows in shards.items():
         own = rows.filter(pl.col("status") == "scored")
         taken = kept.filter(pl.col("shard") == shard)

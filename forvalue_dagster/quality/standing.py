@@ -111,10 +111,12 @@ def check_standing(
         materialization: the one about to be read.
         partition: of the check; None for a check without partitions.
     """
-    from dagster._core.storage.event_log.base import PartitionKeyFilter
+    from dagster._core.storage.event_log import base
 
     history = instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=_HISTORY, partition_filter=PartitionKeyFilter(key=partition)
+        key,
+        limit=_HISTORY,
+        partition_filter=base.PartitionKeyFilter(key=partition),  # type: ignore[attr-defined]
     )
     for record in history:
         evaluation = record.evaluation

@@ -114,7 +114,7 @@ def judge_shard(
     def verdict(
         verdict: Verdict, passed: bool, reason: str, **figures: float | None
     ) -> ShardVerdict:
-        return ShardVerdict(shard, verdict, passed, reason, limit, scored=len(scored), **figures)  # type: ignore[arg-type]
+        return ShardVerdict(shard, verdict, passed, reason, limit, scored=len(scored), **figures)
 
     if scored.is_empty():
         return verdict("fail", False, f"none of its {len(scores)} rows could be scored")
@@ -129,7 +129,7 @@ def judge_shard(
     if objection is not None or probe is None:
         return verdict("uncertified", rules.uncertified == "warn", str(objection))
     shift = _shift(scored, prompts)
-    figures: dict[str, float | None] = {"shift": shift and shift.auc}
+    figures: dict[str, float | None] = {"shift": None if shift is None else shift.auc}
     shifted = shift is not None and shift.lower > rules.max_shift
     if shift is not None and shifted and rules.domain_shift != "judge":
         return verdict(

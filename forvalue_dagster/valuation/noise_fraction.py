@@ -151,12 +151,14 @@ class _Grid:
 
     def counts(self, log_odds: Array) -> Array:
         """Return how many rows lie in each cell."""
-        return np.bincount(self.cells_of(log_odds), minlength=_CELLS).astype(np.float64)
+        counts: Array = np.bincount(self.cells_of(log_odds), minlength=_CELLS).astype(np.float64)
+        return counts
 
     def cells_of(self, log_odds: Array) -> NDArray[np.int64]:
         """Return the cell that each row lies in."""
         bounded = np.clip(log_odds, self.low, self.high)
-        return np.round((bounded - self.first) / self.step).astype(np.int64)
+        cells: NDArray[np.int64] = np.round((bounded - self.first) / self.step).astype(np.int64)
+        return cells
 
     def densities(self, weights: Array) -> Array:
         """Return clean and damaged densities [B, 1 + R, cells] of reweighted rows [B, M]."""
@@ -165,7 +167,7 @@ class _Grid:
         density = np.concatenate([clean, copies], axis=1)
         total = density.sum(axis=2, keepdims=True)
         density = np.divide(density, total, out=np.zeros_like(density), where=total > 0)
-        return density * (1 - _FLOOR) + _FLOOR / _CELLS
+        return np.asarray(density * (1 - _FLOOR) + _FLOOR / _CELLS)
 
 
 def _mixture(densities: Array, counts: Array) -> Array:

@@ -19,8 +19,11 @@ def summarise_rows(tokens: TokenStatistics, positions: ResponsePositions) -> lis
         positions: which tokens are whose.
     """
     stacked = torch.stack([tokens.nll, tokens.entropy, tokens.rank]).to("cpu", torch.float64)
+    nll, entropy, rank = stacked
     labels = positions.labels.cpu()
-    return [_summarise(*stacked[:, row], labels[row]) for row in positions.row_slices()]
+    return [
+        _summarise(nll[row], entropy[row], rank[row], labels[row]) for row in positions.row_slices()
+    ]
 
 
 def _summarise(nll: Tensor, entropy: Tensor, rank: Tensor, labels: Tensor) -> dict[str, float]:
