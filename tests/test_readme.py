@@ -89,8 +89,11 @@ def test_the_benchmark_page_is_rendered_from_the_results(tmp_path: Path, monkeyp
 
 
 @pytest.mark.model
-def test_the_snippets_of_the_valuation_page_run_one_after_another(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "valuation.md").read_text("utf-8")
+@pytest.mark.parametrize(("page", "count"), [("valuation", 7), ("gate", 4)])
+def test_the_snippets_of_a_page_run_one_after_another(
+    page: str, count: int, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 7
+    assert len(snippets) == count
     run("\n".join(snippets), tmp_path)
