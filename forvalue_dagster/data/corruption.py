@@ -105,7 +105,7 @@ def corrupted_copies(
         "" if turn is None or conversation is None else conversation[turn]["content"]
         for turn, conversation in zip(turns, conversations, strict=True)
     ]
-    donors = [text for text in dict.fromkeys(responses) if text.strip()]
+    donors = sorted({text for text in responses if text.strip()})
     copies: list[tuple[int, str, str]] = []
     for index, (turn, response) in enumerate(zip(turns, responses, strict=True)):
         original = conversations[index]

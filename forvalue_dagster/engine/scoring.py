@@ -85,7 +85,7 @@ def build_profile(
             own = [groups[row] for row in passed.rows]
             usable = builder.add(passed.positions, own, passed.rows)
             outcome.add(passed, [{} if ok else None for ok in usable])
-            prompts.append(passed.prompts[torch.tensor(usable)].double().cpu())
+            prompts.append(passed.prompts[torch.tensor(usable)].float().double().cpu())
     table = refuse_broken_outcome(outcome.frame({}))
     profile = builder.build()
     profile = replace(profile, prompts=fit_prompt_space(torch.cat(prompts).numpy()))
@@ -124,7 +124,7 @@ def score_rows(
             profile,
             np.array([list(row.values()) for row in statistics]),
             alignment.numpy(),
-            passed.prompts.cpu().numpy(),
+            passed.prompts.float().cpu().numpy(),
         )
         told = {name: column for name, column in judged.items() if column is not None}
         rows = [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)]

@@ -104,8 +104,8 @@ def test_copies_by_drawn_recipes():
 
 
 def test_a_copy_does_not_depend_on_the_order_of_rows():
-    forward = corrupted_copies(ROWS, ["word_shuffle", "span_deletion"])
-    backward = corrupted_copies(ROWS.reverse(), ["word_shuffle", "span_deletion"])
+    forward = corrupted_copies(ROWS, per_row=3)
+    backward = corrupted_copies(ROWS.reverse(), per_row=3)
     key = ["sample_id", "recipe"]
     columns = [*key, "messages"]
     assert forward.select(columns).sort(key).equals(backward.select(columns).sort(key))

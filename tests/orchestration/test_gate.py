@@ -162,6 +162,21 @@ def test_a_dataset_that_failed_to_rebuild_is_stale_not_reborn(project: Gated) ->
     assert project.run("consume").success
 
 
+def test_a_backfill_of_everything_stops_at_the_gate(project: Gated) -> None:
+    """What a backfill launches: a run for each shard, then one for what lies behind them."""
+    tags = {"dagster/backfill": "everything"}
+    jobs = [("forvalue_shard", shard) for shard in ("bad", "good", "other")]
+    results = [
+        project.all_definitions.resolve_job_def(job).execute_in_process(
+            instance=project.instance, partition_key=shard, raise_on_error=False, tags=tags
+        )
+        for job, shard in [*jobs, ("filter_and_consume", None)]
+    ]
+    assert [result.success for result in results] == [False, True, True, False]
+    assert "shard 'bad': fail" in refusal(results[-1])
+    assert not project.instance.get_latest_materialization_event(dg.AssetKey("finetuned"))
+
+
 def test_excluded_shards_do_not_stop_anyone(project: Gated) -> None:
     project.options = {"gate": fv.GatePolicy(on_blocked_shard="exclude")}
     assert project.run("forvalue_filter").success
