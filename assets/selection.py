@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
-from forvalue_dagster import ModelConfig, Selection, WarmUp, sample_features, train_adapter
+import forvalue_dagster as fv
 
 Log = Callable[[str], object]
 
@@ -33,10 +32,10 @@ class Comparison:
 
     rows: int = 24
     tolerance: float = 0.03
-    recipe: WarmUp = field(default_factory=lambda: WarmUp(learning_rate=1e-3, batch_rows=2))
+    recipe: fv.WarmUp = field(default_factory=lambda: fv.WarmUp(learning_rate=1e-3, batch_rows=2))
 
 
-def ranked(scores: pl.DataFrame, policy: Selection) -> pl.DataFrame:
+def ranked(scores: pl.DataFrame, policy: fv.Selection) -> pl.DataFrame:
     """Return the scored rows that a policy may keep, best first."""
     allowed = scores.filter(pl.col("status") == "scored")
     if policy.max_noise_probability is not None:
@@ -68,7 +67,7 @@ def matched(
 
 
 def arms(
-    scores: pl.DataFrame, policies: Mapping[str, Selection], comparison: Comparison, seed: int
+    scores: pl.DataFrame, policies: Mapping[str, fv.Selection], comparison: Comparison, seed: int
 ) -> dict[str, pl.DataFrame]:
     """Return the rows of each arm: every policy, random rows twice, rows by loss, all rows."""
     scored = scores.filter(pl.col("status") == "scored")
@@ -84,9 +83,9 @@ def arms(
     return chosen | {"all, one epoch": scored}
 
 
-def held_out_loss(rows: pl.DataFrame, model: ModelConfig) -> float:
+def held_out_loss(rows: pl.DataFrame, model: fv.ModelConfig) -> float:
     """Return the mean negative log-likelihood of the response tokens, nats."""
-    table = sample_features(rows, model=model).filter(pl.col("status") == "scored")
+    table = fv.sample_features(rows, model=model).filter(pl.col("status") == "scored")
     tokens = table["response_tokens"]
     return float((table["nll"] * tokens).sum()) / float(tokens.sum())
 
@@ -95,7 +94,7 @@ def compare(
     rows: pl.DataFrame,
     chosen: Mapping[str, pl.DataFrame],
     held_out: pl.DataFrame,
-    model: ModelConfig,
+    model: fv.ModelConfig,
     comparison: Comparison,
     seed: int,
     log: Log = print,
@@ -115,7 +114,7 @@ def compare(
     for name, arm in chosen.items():
         subset = rows.join(arm.select("shard", "row"), on=["shard", "row"], how="semi")
         with tempfile.TemporaryDirectory() as folder:
-            adapter, used = train_adapter(
+            adapter, used = fv.train_adapter(
                 model, subset, "response", replace(comparison.recipe, seed=seed), Path(folder)
             )
             loss = held_out_loss(held_out, replace(model, adapter=str(adapter)))
@@ -137,6 +136,8 @@ def differences(results: pl.DataFrame, arm: str = SELECTED) -> pl.DataFrame:
 
     The interval is Student's, 95 %, of the paired differences; above zero means that `arm` wins.
     """
+    from scipy import stats  # a second to load
+
     own = results.filter(pl.col("arm") == arm).select("seed", own="held_out_loss")
     paired = results.filter(pl.col("arm") != arm).join(own, on="seed")
     table = (

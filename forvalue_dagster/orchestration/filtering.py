@@ -4,7 +4,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import dagster as dg
@@ -12,7 +12,7 @@ import polars as pl
 
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.engine.selection import select_rows
+from forvalue_dagster.engine.selection import Selection, select_rows
 from forvalue_dagster.orchestration.automation import fan_in
 from forvalue_dagster.orchestration.filtered_rows import (
     PLACE,
@@ -139,6 +139,7 @@ def build_filtered_dataset(
             context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
         )
         _stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
+        policy = _policy(context, selection, entries)
 
         refinement = None
         passed = {entry.shard: scores[entry.shard] for entry in entries if entry.passed}
@@ -146,7 +147,7 @@ def build_filtered_dataset(
             refined, refinement = refine_shards(
                 passed,
                 raw_finetuning_data,
-                selection.selection(),
+                policy,
                 plan.refine,
                 naming=naming,
                 plan=plan,
@@ -158,7 +159,7 @@ def build_filtered_dataset(
                 f"{refinement.refined} of {refinement.rows} rows computed exactly; the boundary "
                 f"of the selection is {refinement.boundary}."
             )
-        decided = _decide(scores, entries, selection)
+        decided = _decide(scores, entries, policy)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
         manifest = Manifest(
@@ -167,7 +168,7 @@ def build_filtered_dataset(
             on_blocked_shard=gate.on_blocked_shard,
             partitions=naming.name("shards"),
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
-            selection=asdict(selection.selection()),
+            selection=asdict(policy),
             refinement=None if refinement is None else asdict(refinement),
         )
         files = {
@@ -252,8 +253,23 @@ def _stop_or_exclude(
     context.log.warning(f"Excluded from the filtered dataset: {listing}.")
 
 
+def _policy(
+    context: dg.AssetExecutionContext, selection: SelectionPolicy, entries: Iterable[ShardEntry]
+) -> Selection:
+    """Return the policy; a probe that proves nothing, where that is let pass, drops no rows."""
+    policy = selection.selection()
+    unfit = any(entry.passed and entry.verdict.verdict == "uncertified" for entry in entries)
+    if policy.max_noise_probability is None or not unfit:
+        return policy
+    context.log.warning(
+        "max_noise_probability drops no rows: the noise probe proves nothing, which the gate's "
+        "policy lets pass."
+    )
+    return replace(policy, max_noise_probability=None)
+
+
 def _decide(
-    scores: Mapping[str, pl.DataFrame], entries: Iterable[ShardEntry], selection: SelectionPolicy
+    scores: Mapping[str, pl.DataFrame], entries: Iterable[ShardEntry], selection: Selection
 ) -> pl.DataFrame:
     """Return every row's place and scores with `drop_reason`, null for a kept row."""
     passed, blocked = [], []
@@ -269,7 +285,7 @@ def _decide(
             "of raw_finetuning_data and value_scores.",
             allow_retries=False,
         )
-    selected = select_rows(pl.concat(passed, how="diagonal"), selection.selection())
+    selected = select_rows(pl.concat(passed, how="diagonal"), selection)
     decided = pl.concat([selected, *blocked], how="diagonal")
     values = [name for name in decided.columns if name.startswith("value_")]
     return decided.select(*PLACE, *dict.fromkeys([*_KEPT_SCORES, *values]), "drop_reason")

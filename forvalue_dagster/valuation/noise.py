@@ -181,7 +181,8 @@ def _regression(standard: Array, kind: NDArray[np.int64], recipes: int) -> tuple
 
 def _damage(scores: Array) -> Array:
     """Return log Σ_recipes exp(score) − score of the clean class, of class scores [N, 1 + R]."""
-    return np.asarray(np.logaddexp.reduce(scores[:, 1:], axis=1) - scores[:, 0])
+    with np.errstate(invalid="ignore"):  # rows that are not finite come out as such
+        return np.asarray(np.logaddexp.reduce(scores[:, 1:], axis=1) - scores[:, 0])
 
 
 def probabilities(log_odds: Array) -> Array:

@@ -259,7 +259,7 @@ def test_balanced_groups_reach_the_dataset(project: Project) -> None:
     project.options = {
         "validation_rows": source,
         "gate": WIDE_GATE,
-        "selection": fv.SelectionPolicy(across_groups="balanced", keep_fraction=0.2),
+        "selection": fv.SelectionPolicy(by="value", across_groups="balanced", keep_fraction=0.2),
     }
     valued(project, "good")
     assert project.run("forvalue_filter").success
