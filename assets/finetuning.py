@@ -22,8 +22,14 @@ class ReportConfig(dg.Config):
     rows: int = 24
 
 
-def finetuning_definitions(root: Path) -> dg.Definitions:
-    """Build `finetuned_adapter` and `selection_report` over the project's filtered dataset."""
+def finetuning_definitions(root: Path, model: fv.ModelConfig | None = None) -> dg.Definitions:
+    """Build `finetuned_adapter` and `selection_report` over the project's filtered dataset.
+
+    Args:
+        root: holds `data/held_out.jsonl`; adapters are written below it.
+        model: that is finetuned; the embedded one by default.
+    """
+    base = model or fv.ModelConfig()
 
     @dg.asset(
         group_name=GROUP,
@@ -39,7 +45,7 @@ def finetuning_definitions(root: Path) -> dg.Definitions:
         rows = filtered_dataset.collect()
         folder = root / "adapters" / f"{gate.storage_id}"
         adapter, used = fv.train_adapter(
-            fv.ModelConfig(), rows, "response", fv.WarmUp(), folder, context.log.info
+            base, rows, "response", fv.WarmUp(), folder, context.log.info
         )
         return dg.MaterializeResult(
             metadata={
@@ -79,7 +85,7 @@ def finetuning_definitions(root: Path) -> dg.Definitions:
                 rows,
                 arms(scores, {SELECTED: POLICY}, comparison, seed),
                 held_out,
-                fv.ModelConfig(),
+                base,
                 comparison,
                 seed,
                 context.log.info,
