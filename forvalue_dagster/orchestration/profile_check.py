@@ -5,8 +5,11 @@
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
+from forvalue_dagster.orchestration.describe import listing
 from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.quality.verdicts import probe_objection
 from forvalue_dagster.storage.tensors import TensorFile
@@ -51,12 +54,31 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         metadata: dict[str, Any] = {
             "rows": sum(counts.values()),
             "distinct_share": round(distinct, 4),
+            **listing(
+                "groups", pl.DataFrame({"group": list(counts), "rows": list(counts.values())})
+            ),
         }
         if profile.noise is not None:
             damaged = float((probabilities(profile.noise.clean) > 0.5).mean())
+            by_recipe = profile.noise.auc_by_recipe
             metadata |= {
                 "look_damaged": round(damaged, 4),
                 "noise_probe_auc": round(profile.noise.auc, 4),
+                **listing(
+                    "noise_probe_by_recipe",
+                    pl.DataFrame(
+                        {
+                            "recipe": list(by_recipe),
+                            "auc": [round(auc, 4) for auc in by_recipe.values()],
+                            "counts_in_the_fraction": profile.noise.detectable.tolist(),
+                        }
+                    ),
+                ),
+                "judged": histogram(
+                    {"validation rows": pl.Series(profile.noise.clean)},
+                    title="What the noise probe, cross-fitted, says of the validation rows",
+                    unit="log-odds of damage",
+                ),
             }
             if damaged > warnings.max_validation_noise:
                 problems.append(

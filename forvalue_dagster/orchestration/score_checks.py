@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.describe import outcome_counts, share
+from forvalue_dagster.orchestration.describe import EXTREMES, listing, outcome_counts, share
 from forvalue_dagster.orchestration.judging import StoredProbe
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.plots import histogram
@@ -162,6 +162,7 @@ def check_noise(
                 title="Noise probability of the shard's rows",
                 unit="probability at even odds",
             ),
+            **listing("most_probably_noisy", _worst(scores, "noise_probability", descending=True)),
         },
     )
     yield dg.AssetCheckResult(
@@ -201,8 +202,17 @@ def check_distribution(
             "harmful_share": harmful,
             **({"stability_index": round(drift, 4)} if drift is not None else {}),
             "values": histogram({"rows": values}, title="Value of the shard's rows", unit="value"),
+            **listing("most_harmful", _worst(scores, "value", descending=False)),
         },
     )
+
+
+def _worst(scores: pl.DataFrame, column: str, *, descending: bool) -> pl.DataFrame:
+    """Return the first rows by a score: their place and scores, never their text."""
+    shown = ["sample_id", "row", column, "nll", "response_tokens"]
+    present = [name for name in shown if name in scores.columns]
+    rows = scores.filter(pl.col(column).is_not_null()).sort(column, descending=descending)
+    return rows.select(present).head(EXTREMES).with_columns(pl.selectors.float().round(4))
 
 
 def check_share(
