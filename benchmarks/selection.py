@@ -3,7 +3,8 @@
     python -m benchmarks.selection
 
 For each seed other training rows, other damage, another finetune. Two development seeds choose
-among policies; the five test seeds use rows that the development never saw, the policy as chosen.
+among policies; five test seeds use rows that the development never saw, the policy as chosen;
+five more repeat the arms at equal tokens.
 A finished seed is kept in the folder of the pool, so that a stopped run goes on.
 """
 
@@ -31,7 +32,9 @@ POLICIES = {
     "value per token, behind the probe": Selection(by="value_per_token", max_noise_probability=0.5),
     "alignment, behind the probe": Selection(by="alignment", max_noise_probability=0.5),
 }
-DEVELOPMENT, TEST = (0, 1), (2, 3, 4, 5, 6)
+DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10, 11)
+# The arms of further seeds, which only narrow the intervals that matter.
+NARROWED = (SELECTED, "random", "all, equal tokens")
 LONGEST = 450  # characters of question and answer: many short finetunes, not a few long ones
 
 
@@ -80,7 +83,10 @@ def main() -> None:
     print(means, "chosen:", best, flush=True)
     if arguments.only_development:
         return
-    tested = pl.concat(run(seed, {SELECTED: POLICIES[best]}, None) for seed in TEST)
+    policy = {SELECTED: POLICIES[best]}
+    tested = pl.concat(
+        [run(seed, policy, None) for seed in TEST] + [run(seed, policy, NARROWED) for seed in MORE]
+    )
     by_arm = tested.group_by("arm", maintain_order=True).agg(
         pl.col("held_out_loss", "clean", "response_tokens").mean()
     )
