@@ -253,7 +253,7 @@ def main() -> None:
     draws, repeats = arguments.draws, arguments.repeats
     result = {"recipes fitted": calibration(gsm8k, None, draws, repeats)}
     result |= {
-        f"without {name}": calibration(gsm8k, name, max(1, draws // 4), repeats) for name in TESTED
+        f"without {name}": calibration(gsm8k, name, draws, repeats) for name in TESTED
     }
     result["shift against GSM8K"] = shifts(gsm8k)
     if foreign:

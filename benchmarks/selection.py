@@ -4,7 +4,7 @@
 
 For each seed other training rows, other damage, another finetune. Two development seeds choose
 among policies; five test seeds use rows that the development never saw, the policy as chosen;
-five more repeat the arms at equal tokens.
+four more repeat the arms at equal tokens.
 A finished seed is kept in the folder of the pool, so that a stopped run goes on.
 """
 
@@ -32,7 +32,7 @@ POLICIES = {
     "value per token, behind the probe": Selection(by="value_per_token", max_noise_probability=0.5),
     "alignment, behind the probe": Selection(by="alignment", max_noise_probability=0.5),
 }
-DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10, 11)
+DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10)
 # The arms of further seeds, which only narrow the intervals that matter.
 NARROWED = (SELECTED, "random", "all, equal tokens")
 LONGEST = 450  # characters of question and answer: many short finetunes, not a few long ones

@@ -79,6 +79,27 @@ def test_figures_are_those_of_the_committed_results() -> None:
         assert figure in README, figure
 
 
+def test_the_figures_of_the_gate_are_those_of_the_committed_results() -> None:
+    gate = result("noise_gate")
+    fitted = gate["recipes fitted"]
+    left = [case for name, case in gate.items() if name.startswith("without")]
+    (gain,) = (
+        one for one in result("selection")["gain of the selected rows"] if one["arm"] == "random"
+    )
+
+    def worst(cases: list[dict]) -> float:
+        return max(
+            level["mean absolute error"] for case in cases for level in case["fraction"].values()
+        )
+
+    for figure in (
+        f"{fitted['auc, mix']:.3f}; {sum(case['auc, mix'] for case in left) / len(left):.3f}",
+        f"{worst([fitted]):.3f}; {worst(left):.3f}",
+        f"{gain['gain']:.3f} ({gain['lower']:.3f} to {gain['upper']:.3f})",
+    ):
+        assert figure in README, figure
+
+
 def test_the_benchmark_page_is_rendered_from_the_results(tmp_path: Path, monkeypatch) -> None:
     from benchmarks import report
 
