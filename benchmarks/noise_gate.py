@@ -252,9 +252,7 @@ def main() -> None:
     gsm8k = Pool(arguments.pool, "", others | ({"foreign": "other_training"} if foreign else {}))
     draws, repeats = arguments.draws, arguments.repeats
     result = {"recipes fitted": calibration(gsm8k, None, draws, repeats)}
-    result |= {
-        f"without {name}": calibration(gsm8k, name, draws, repeats) for name in TESTED
-    }
+    result |= {f"without {name}": calibration(gsm8k, name, draws, repeats) for name in TESTED}
     result["shift against GSM8K"] = shifts(gsm8k)
     if foreign:
         other = Pool(

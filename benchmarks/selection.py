@@ -4,7 +4,7 @@
 
 For each seed other training rows, other damage, another finetune. Two development seeds choose
 among policies; five test seeds use rows that the development never saw, the policy as chosen;
-four more repeat the arms at equal tokens.
+five more repeat the arms at equal tokens.
 A finished seed is kept in the folder of the pool, so that a stopped run goes on.
 """
 
@@ -32,7 +32,7 @@ POLICIES = {
     "value per token, behind the probe": Selection(by="value_per_token", max_noise_probability=0.5),
     "alignment, behind the probe": Selection(by="alignment", max_noise_probability=0.5),
 }
-DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10)
+DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10, 11)
 # The arms of further seeds, which only narrow the intervals that matter.
 NARROWED = (SELECTED, "random", "all, equal tokens")
 LONGEST = 450  # characters of question and answer: many short finetunes, not a few long ones
@@ -87,6 +87,14 @@ def main() -> None:
     tested = pl.concat(
         [run(seed, policy, None) for seed in TEST] + [run(seed, policy, NARROWED) for seed in MORE]
     )
+    # Two draws of one thing: their mean is the same arm with half the noise.
+    random = tested.filter(pl.col("arm").is_in(NARROWED[1:]))
+    both = random.group_by("seed", maintain_order=True).agg(
+        pl.lit("random, mean of both draws").alias("arm"),
+        pl.col("held_out_loss", "clean").mean(),
+        pl.col("rows", "response_tokens").first(),
+    )
+    tested = pl.concat([tested, both.select(tested.columns)])
     by_arm = tested.group_by("arm", maintain_order=True).agg(
         pl.col("held_out_loss", "clean", "response_tokens").mean()
     )
