@@ -52,6 +52,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.noise_pool
 	$(BIN)/python -m benchmarks.noise_gate
+	$(BIN)/python -m benchmarks.noise_unconditional
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.report
 
