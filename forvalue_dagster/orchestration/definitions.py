@@ -80,7 +80,8 @@ def valuation_definitions(
         ValueError: if the options contradict each other.
     """
     naming = Naming(tuple(key_prefix), group_name)
-    gate = gate or GatePolicy()
+    gate, selection = gate or GatePolicy(), selection or SelectionPolicy()
+    selection.selection()  # what contradicts itself is refused here, not in a run
     plan = Plan(scoring, refine, attribution, warm_up, pool, op_tags)
     assets = [
         *build_row_assets(naming),
@@ -119,7 +120,7 @@ def valuation_definitions(
             "training_rows": training_rows,
             "validation_rows": validation_rows,
             "valuation": valuation or Valuation(),
-            "selection": selection or SelectionPolicy(),
+            "selection": selection,
             "gate": gate,
             "warnings": warnings or WarningPolicy(),
             "storage": storage,
