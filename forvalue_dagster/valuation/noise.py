@@ -16,16 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
-
 Array = NDArray[np.float64]
 
-# What the probe looks at: the forward statistics, and the row's alignment with the validation
-# rows (of a validation row and its copies: with all others).
-PROBE_COLUMNS: tuple[str, ...] = (*FORWARD_STATISTICS, "alignment")
 FOLDS = 10
 # Inverse strength of the L2 penalty on standardised statistics. On GSM8K anything from 0.1 to 10
-# gave the same AUC within 0.003 (benchmarks/noise_gate.py).
+# gave the same AUC within 0.003 when the probe was built.
 PENALTY = 1.0
 # Score of a class that a fold has no example of: finite, so that folds can be averaged.
 _NEVER = -50.0
@@ -39,6 +34,10 @@ _CLIPPED = (0.002, 0.998)
 @dataclass(frozen=True)
 class NoiseProbe:
     """A fitted probe and its judgements on the rows it was fitted on; plain numbers.
+
+    It looks at F numbers of each row: the forward statistics, in the order of
+    `FORWARD_STATISTICS`, and the row's alignment with the validation rows (of a validation row
+    and its copies: with all others).
 
     Attributes:
         recipes: names of the damage it knows [R].

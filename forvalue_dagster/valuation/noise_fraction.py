@@ -38,15 +38,12 @@ class NoiseFraction:
         estimate: 0 to 1.
         lower, upper: 95 % interval, for the process that the set is a sample of.
         rows: rows that it rests on.
-        shares: of each detectable recipe, its part of the estimate; they are interchangeable
-            where recipes look alike.
     """
 
     estimate: float
     lower: float
     upper: float
     rows: int
-    shares: dict[str, float]
 
 
 def noise_fraction(
@@ -89,9 +86,7 @@ def noise_fraction(
         lower = 0.0  # as many clean rows look like this in one draw of twenty; or half a row
     # No row at all that looks damaged still rules out only about 3 in n (rule of three).
     lower, upper = min(lower, estimate), max(upper, estimate, min(1.0, 3 / rows))
-    known = [name for name, told in zip(probe.recipes, probe.detectable, strict=True) if told]
-    named = dict(zip(known, shares[1:].tolist(), strict=True))
-    return NoiseFraction(estimate, lower, upper, rows, named)
+    return NoiseFraction(estimate, lower, upper, rows)
 
 
 def _judged_clean(

@@ -9,7 +9,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from forvalue_dagster.valuation.noise import (
-    PROBE_COLUMNS,
     NoiseProbe,
     fit_probe,
     probabilities,
@@ -111,8 +110,7 @@ def test_auc_is_the_usual_one() -> None:
     assert np.isnan(roc_auc(low, high[:0]))
 
 
-def test_the_probe_looks_at_statistics_and_alignment() -> None:
-    assert PROBE_COLUMNS[-1] == "alignment"
+def test_probabilities_of_any_log_odds() -> None:
     assert probabilities(np.array([-1e9, 0.0, 1e9])).tolist() == pytest.approx([0.0, 0.5, 1.0])
 
 
@@ -130,7 +128,6 @@ def test_the_fraction_is_near_and_its_interval_covers(level: float, kind: int | 
         probe, rng = fitted(seed=seed), np.random.default_rng(100 + seed)
         told = noise_fraction(probe, probe.log_odds(shard(rng, 200, round(200 * level), kind)))
         assert 0 <= told.lower <= told.estimate <= told.upper <= 1
-        assert sum(told.shares.values()) <= 1 + 1e-9
         errors.append(abs(told.estimate - level))
         covered += told.lower <= level <= told.upper
     assert np.mean(errors) < 0.03
@@ -163,4 +160,3 @@ def test_a_recipe_that_cannot_be_told_does_not_count() -> None:
     assert probe.detectable.tolist() == [True, False]
     told = noise_fraction(probe, probe.log_odds(statistics(rng, 300)))
     assert told.estimate < 0.03
-    assert set(told.shares) == {"told"}
