@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.naming import (
+    LEAKAGE,
+    ROW_CONSERVATION,
+    ROW_EXPECTATIONS,
+    Naming,
+)
 from forvalue_dagster.quality.manifest import ShardEntry
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
 from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict, judge_shard
@@ -18,8 +23,8 @@ from forvalue_dagster.valuation.prompt_space import PromptSpace
 
 # Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
 BLOCKING_CHECKS = {
-    "raw_finetuning_data": ("row_expectations", "validation_leakage"),
-    "value_scores": ("row_conservation",),
+    "raw_finetuning_data": (ROW_EXPECTATIONS, LEAKAGE),
+    "value_scores": (ROW_CONSERVATION,),
 }
 _PLACE = ["shard", "row"]
 

@@ -13,6 +13,10 @@ from forvalue_dagster.models.warm_up_config import WarmUp
 
 # Raised when the meaning of a stored table changes: Dagster then shows what is out of date.
 CODE_VERSION = "3"
+# Blocking checks that the filtered dataset asks for again, beside the noise gate.
+ROW_EXPECTATIONS = "row_expectations"
+LEAKAGE = "validation_leakage"
+ROW_CONSERVATION = "row_conservation"
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,14 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.orchestration.describe import MAX_ROWS_LISTED, listing
-from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.naming import LEAKAGE, ROW_EXPECTATIONS, Naming
 from forvalue_dagster.orchestration.policies import WarningPolicy
 from forvalue_dagster.orchestration.resources import Storage
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
-ROW_EXPECTATIONS = "row_expectations"
 ROW_WARNINGS = "row_warnings"
-LEAKAGE = "validation_leakage"
 NEAR_LEAKAGE = "validation_near_leakage"
 
 Suite = Union[str, Path, "ExpectationSuite"]

@@ -10,7 +10,7 @@ import polars as pl
 
 from forvalue_dagster.orchestration.describe import EXTREMES, listing, outcome_counts, share
 from forvalue_dagster.orchestration.judging import StoredProbe
-from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.naming import ROW_CONSERVATION, Naming
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.orchestration.score_assets import HISTOGRAM
@@ -19,7 +19,6 @@ from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.quality.verdicts import ShardVerdict
 from forvalue_dagster.storage.tensors import TensorFile
 
-ROW_CONSERVATION = "row_conservation"
 NOISE_FRACTION = "noise_fraction"
 NOISE_WARNING = "noise_warning"
 VALUE_DISTRIBUTION = "value_distribution"
