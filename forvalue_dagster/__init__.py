@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
     from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
     from forvalue_dagster.orchestration.resources import RowSource as RowSource
-    from forvalue_dagster.orchestration.resources import Storage as Storage
+    from forvalue_dagster.storage.location import Storage as Storage
     from forvalue_dagster.orchestration.resources import Valuation as Valuation
     from forvalue_dagster.quality.gate import GateReport as GateReport
     from forvalue_dagster.quality.gate import require_certified as require_certified
@@ -49,7 +49,7 @@ _HOMES = {
     "RowSource": "orchestration.resources",
     "Selection": "engine.selection",
     "SelectionPolicy": "orchestration.policies",
-    "Storage": "orchestration.resources",
+    "Storage": "storage.location",
     "Valuation": "orchestration.resources",
     "WarmUp": "models.warm_up_config",
     "WarningPolicy": "orchestration.policies",

@@ -12,7 +12,8 @@ import polars as pl
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
-from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.warm_up import trained_adapter
 from forvalue_dagster.storage.tensors import TensorFile
 

@@ -18,7 +18,8 @@ from forvalue_dagster.orchestration.model_assets import build_feature_asset, bui
 from forvalue_dagster.orchestration.naming import Naming, Plan
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.profile_check import build_profile_check
-from forvalue_dagster.orchestration.resources import RowSource, Storage, Valuation
+from forvalue_dagster.orchestration.resources import RowSource, Valuation
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.row_assets import build_row_assets
 from forvalue_dagster.orchestration.row_checks import Suite, build_row_checks
 from forvalue_dagster.orchestration.score_assets import build_score_asset
@@ -124,12 +125,8 @@ def valuation_definitions(
             "gate": gate,
             "warnings": warnings or WarningPolicy(),
             "storage": storage,
-            "parquet_io_manager": ParquetIOManager(
-                base_dir=storage.base_dir, storage_options=storage.storage_options or None
-            ),
-            "tensor_io_manager": TensorIOManager(
-                base_dir=storage.base_dir, cloud_storage_options=storage.storage_options
-            ),
+            "parquet_io_manager": ParquetIOManager(storage=storage),
+            "tensor_io_manager": TensorIOManager(storage=storage),
         },
     )
 

@@ -26,7 +26,8 @@ from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
-from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.selection_check import SELECTION, check_selection
 from forvalue_dagster.orchestration.warm_up import model_dependency
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry

@@ -15,7 +15,8 @@ from forvalue_dagster.orchestration.describe import outcome_counts
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
-from forvalue_dagster.orchestration.resources import Storage, Valuation
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile

@@ -1,4 +1,4 @@
-"""Typed configuration: where rows come from, which model values them, where files lie."""
+"""Typed configuration: where rows come from, which model values them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 import polars as pl
 from pydantic import Field
-from upath import UPath
 
 from forvalue_dagster.data.files import data_file_stem, data_files
 from forvalue_dagster.data.read import read_rows
@@ -219,17 +218,3 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
             if self.noise_probe
             else None,
         )
-
-
-class Storage(dg.ConfigurableResource["Storage"], extra="forbid"):
-    """Where the graph's files lie."""
-
-    base_dir: str = Field(description="Folder or object-store prefix.")
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to universal-pathlib, for object stores."
-    )
-
-    def path(self, *parts: str) -> UPath:
-        """Return a path below the base folder."""
-        path: UPath = UPath(self.base_dir, **self.storage_options).joinpath(*parts)
-        return path

@@ -12,7 +12,7 @@ import polars as pl
 from forvalue_dagster.orchestration.describe import MAX_ROWS_LISTED, listing
 from forvalue_dagster.orchestration.naming import LEAKAGE, ROW_EXPECTATIONS, Naming
 from forvalue_dagster.orchestration.policies import WarningPolicy
-from forvalue_dagster.orchestration.resources import Storage
+from forvalue_dagster.storage.location import Storage
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite

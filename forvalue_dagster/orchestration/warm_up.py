@@ -15,7 +15,8 @@ import dagster as dg
 from upath import UPath
 
 from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
-from forvalue_dagster.orchestration.resources import RowSource, Storage, Valuation
+from forvalue_dagster.orchestration.resources import RowSource, Valuation
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.atomic import atomic_write
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")

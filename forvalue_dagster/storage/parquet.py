@@ -14,20 +14,26 @@ from dagster_polars.io_managers.parquet import _remap_fsspec_storage_options
 from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parts import StoredParts
 
 
 class ParquetIOManager(PolarsParquetIOManager):
-    """Reads and writes polars frames under `base_dir`, one file an asset or partition.
+    """Reads and writes polars frames below the storage's folder, one file an asset or partition.
 
     A file is replaced whole. Metadata shows the schema and the number of rows, and never a
     sample or a minimum or maximum: training text stays out of the event log.
     """
 
+    storage: Storage
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Resolve the folder."""
+        self._base_path = self.storage.path()
+
     def write_df_to_path(self, context: dg.OutputContext, df: pl.DataFrame, path: UPath) -> None:
         """Write a frame."""
-        with atomic_write(path) as stream:
-            df.write_parquet(stream, compression="zstd")
+        write_table(path, df)
 
     def sink_df_to_path(self, context: dg.OutputContext, df: pl.LazyFrame, path: UPath) -> None:
         """Write a lazy frame without holding it."""
@@ -36,19 +42,16 @@ class ParquetIOManager(PolarsParquetIOManager):
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Write a frame, or the parts of a table one row group each; these are then removed."""
-        if not isinstance(obj, StoredParts):
+        if isinstance(obj, StoredParts):
+            write_table(path, obj)
+        else:
             super().dump_to_path(context, obj, path)
-            return
-        with atomic_write(path) as stream:
-            write_parts(stream, obj.frames())
-        obj.clear()
 
     def scan_df_from_path(
         self, path: UPath, context: dg.InputContext, partition_key: str | None = None
     ) -> pl.LazyFrame:
         """Scan a file; dagster-polars 0.27.12 passes arguments that polars 2 has dropped."""
-        options = _remap_fsspec_storage_options(self.storage_options)
-        return pl.scan_parquet(str(path), storage_options=options)
+        return scan_table(self.storage, path)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Load an asset or partition; a fan-in is a mapping also of one partition, or of none."""
@@ -67,24 +70,59 @@ class ParquetIOManager(PolarsParquetIOManager):
         """Describe the columns and count the rows."""
         if obj is None:
             return {}
-        if isinstance(obj, StoredParts):
-            obj = pl.LazyFrame(schema=obj.schema)
-        described: Mapping[str, str] = context.definition_metadata.get("descriptions", {})
+        schema = obj.schema if isinstance(obj, StoredParts) else obj.collect_schema()
+        assert schema is not None  # a table of parts has at least one
+        descriptions = context.definition_metadata.get("descriptions", {})
         metadata: dict[str, dg.MetadataValue] = {
-            "dagster/column_schema": dg.MetadataValue.table_schema(
-                dg.TableSchema(
-                    [
-                        dg.TableColumn(name, str(dtype), description=described.get(name))
-                        for name, dtype in obj.collect_schema().items()
-                    ]
-                )
-            )
+            "dagster/column_schema": describe_columns(schema, descriptions)
         }
         if isinstance(obj, pl.DataFrame):
             partitioned = context.has_partition_key
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
+
+
+def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
+    """Return where the I/O manager keeps a partition of a table."""
+    path: UPath = storage.path(*key.path, f"{partition}.parquet")
+    return path
+
+
+def scan_table(storage: Storage, path: UPath) -> pl.LazyFrame:
+    """Scan a Parquet file; under s3:// polars reads the ranges that it needs by itself."""
+    options = _remap_fsspec_storage_options(storage.options()) or {}
+    if str(options.get("aws_endpoint_url", "")).startswith("http://"):
+        options["aws_allow_http"] = "true"
+    provider: Any = "auto"
+    if storage.s3 is not None and storage.s3.profile_name:
+        provider = pl.CredentialProviderAWS(profile_name=storage.s3.profile_name)
+    return pl.scan_parquet(str(path), storage_options=options or None, credential_provider=provider)
+
+
+def write_table(path: UPath, table: pl.DataFrame | StoredParts) -> None:
+    """Replace a Parquet file whole; parts become a row group each, and are then removed."""
+    with atomic_write(path) as stream:
+        if isinstance(table, StoredParts):
+            write_parts(stream, table.frames())
+        else:
+            table.write_parquet(stream, compression="zstd")
+    if isinstance(table, StoredParts):
+        table.clear()
+
+
+def describe_columns(
+    schema: Mapping[str, pl.DataType], descriptions: Mapping[str, str]
+) -> dg.TableSchemaMetadataValue:
+    """Return the columns of a table as metadata."""
+    return dg.MetadataValue.table_schema(
+        dg.TableSchema(
+            [
+                dg.TableColumn(name, str(dtype), description=descriptions.get(name))
+                for name, dtype in schema.items()
+            ]
+        )
+    )
 
 
 def write_parts(stream: IO[bytes], frames: Iterator[pl.DataFrame]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import polars as pl
 from upath import UPath
 
+from forvalue_dagster.engine.lines import placed
 from forvalue_dagster.storage.atomic import atomic_write
 
 _BUDGET = "forvalue_dagster.token_budget"
@@ -17,52 +19,88 @@ _BUDGET = "forvalue_dagster.token_budget"
 class StoredParts:
     """The parts of one table, in a folder of their own until the table is written.
 
+    Every attempt at the table has its own folder, so that two runs at once do not take each
+    other's parts away; what another attempt has finished is copied.
+
     Attributes:
-        folder: where the parts lie.
+        folder: of all attempts.
+        attempt: name of this one: its run.
+        places: shard, row and sample_id of every row that the table is to have; None leaves lines
+            where they are.
         keys: of the parts that belong to the table, in order.
-        reused: how many of them were there already.
+        reused: how many of them an earlier attempt had finished.
         schema: of the table, once a part is known.
     """
 
     folder: UPath
+    attempt: str = "attempt"
+    places: pl.DataFrame | None = None
     keys: list[str] = field(default_factory=list)
     reused: int = 0
     schema: pl.Schema | None = None
 
     def load(self, key: str) -> tuple[pl.DataFrame, int] | None:
         """Return a finished part with the token budget after it."""
-        path = self._path(key)
-        if not path.exists():
+        path = self._finished.get(key)
+        if path is None:
             return None
-        with path.open("rb") as stream:
-            budget = int(pl.read_parquet_metadata(stream)[_BUDGET])
-        part = self._read(key)
-        self.keys.append(key)
+        try:
+            with path.open("rb") as stream:
+                budget = int(pl.read_parquet_metadata(stream)[_BUDGET])
+            with path.open("rb") as stream:
+                part = pl.read_parquet(stream)
+        except FileNotFoundError:
+            return None  # the other attempt has come to its end
+        if path.parent.name == self.attempt:
+            self._count(key, part)
+        else:
+            self.save(key, part, budget)
         self.reused += 1
-        self.schema = part.schema
         return part, budget
 
     def save(self, key: str, part: pl.DataFrame, budget: int) -> None:
         """Keep a finished part."""
         with atomic_write(self._path(key)) as stream:
             part.write_parquet(stream, compression="zstd", metadata={_BUDGET: str(budget)})
+        self._count(key, part)
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Read the table's parts again, one at a time, repeated rows laid out."""
+        for key in self.keys:
+            with self._path(key).open("rb") as stream:
+                part = pl.read_parquet(stream)
+            yield from [part] if self.places is None else placed(part, self.places)
+
+    def clear(self) -> None:
+        """Remove every part of this attempt."""
+        self._remove(self.folder / self.attempt)
+
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove the parts of other attempts that are over, and the folder when it is empty."""
+        if not self.folder.exists():
+            return
+        for path in list(self.folder.iterdir()):
+            if path.name != self.attempt and is_over(path.name):
+                self._remove(path)
+        if not any(self.folder.iterdir()):
+            self._remove(self.folder)
+
+    @cached_property
+    def _finished(self) -> dict[str, UPath]:
+        """Every part of any attempt; this one's before others'."""
+        paths = sorted(self.folder.glob("*/*.parquet"), key=str) if self.folder.exists() else []
+        paths.sort(key=lambda path: path.parent.name == self.attempt)
+        return {path.stem: path for path in paths}
+
+    def _count(self, key: str, part: pl.DataFrame) -> None:
         self.keys.append(key)
         self.schema = part.schema
 
-    def frames(self) -> Iterator[pl.DataFrame]:
-        """Read the table's parts again, one at a time."""
-        for key in self.keys:
-            yield self._read(key)
-
-    def clear(self) -> None:
-        """Remove every part, those of earlier attempts too."""
-        if self.folder.exists():
-            self.folder.fs.rm(self.folder.path, recursive=True)
-
-    def _read(self, key: str) -> pl.DataFrame:
-        with self._path(key).open("rb") as stream:
-            return pl.read_parquet(stream)
-
     def _path(self, key: str) -> UPath:
-        path: UPath = self.folder / f"{key}.parquet"
+        path: UPath = self.folder / self.attempt / f"{key}.parquet"
         return path
+
+    @staticmethod
+    def _remove(folder: UPath) -> None:
+        if folder.exists():
+            folder.fs.rm(folder.path, recursive=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.location import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,18 +33,15 @@ class TensorFile:
 
 
 class TensorIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
-    """Reads and writes `TensorFile` under `base_dir`, replaced whole."""
+    """Reads and writes `TensorFile` below the storage's folder, replaced whole."""
 
-    base_dir: str = Field(description="Folder or object-store prefix that holds the files.")
-    cloud_storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to universal-pathlib, for object stores."
-    )
+    storage: Storage
     _base_path: UPath = PrivateAttr()
     extension: ClassVar[str | None] = ".safetensors"  # type: ignore[misc]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Resolve the base folder."""
-        self._base_path = UPath(self.base_dir, **self.cloud_storage_options)
+        self._base_path = self.storage.path()
 
     def dump_to_path(self, context: dg.OutputContext, obj: TensorFile, path: UPath) -> None:
         """Write the tensors."""

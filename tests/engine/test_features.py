@@ -230,7 +230,7 @@ for part in feature_parts(loaded, fv.read_rows(rows), options, store=store):
     if len(sys.argv) > 4:
         time.sleep(0.3)
 Path(folder, "table.bin").write_bytes(b"".join(
-    (store.folder / f"{key}.parquet").read_bytes() for key in store.keys))
+    (store.folder / store.attempt / f"{key}.parquet").read_bytes() for key in store.keys))
 print("reused", store.reused)
 """
 

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import ParquetIOManager
 from forvalue_dagster.storage.tensors import TensorFile, TensorIOManager
 
@@ -39,8 +40,8 @@ def doubled(tensors: TensorFile) -> TensorFile:
 
 def materialize(assets: list, folder: Path, instance: dg.DagsterInstance, **options):
     resources = {
-        "io_manager": ParquetIOManager(base_dir=str(folder)),
-        "tensors": TensorIOManager(base_dir=str(folder)),
+        "io_manager": ParquetIOManager(storage=Storage(base_dir=str(folder))),
+        "tensors": TensorIOManager(storage=Storage(base_dir=str(folder))),
     }
     return dg.materialize(assets, resources=resources, instance=instance, **options)
 
@@ -83,7 +84,7 @@ def test_training_text_stays_out_of_the_event_log(tmp_path: Path) -> None:
 def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         assert materialize([tensors, doubled], tmp_path, instance).success
-    manager = TensorIOManager(base_dir=str(tmp_path))
+    manager = TensorIOManager(storage=Storage(base_dir=str(tmp_path)))
     loaded = manager.load_from_path(
         None, __import__("upath").UPath(tmp_path / "doubled.safetensors")
     )

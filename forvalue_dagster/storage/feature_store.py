@@ -1,0 +1,109 @@
+"""The feature tables of all shards, asked by sample id."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from forvalue_dagster.engine.lines import lines_to_reuse
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import scan_table
+
+_KEYS = ["sample_id", "fingerprint", "reason"]
+# Passed on to a run's log.
+_log = logging.getLogger("forvalue_dagster.engine.feature_store")
+
+
+@dataclass
+class FeatureStore:
+    """Finished feature tables in one folder, a file each shard.
+
+    A file that cannot be read, or has gone, knows nothing: its rows pass through the model again.
+
+    Attributes:
+        storage: that holds the folder.
+        folder: of the tables.
+        wanted: sample ids that will be asked for; None keeps an index of all.
+    """
+
+    storage: Storage
+    folder: UPath
+    wanted: pl.Series | None = None
+    _indexes: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    def lines(self, mark: str, sample_ids: pl.Series) -> Iterator[pl.DataFrame]:
+        """Yield lines with this fingerprint, no sample id twice, a row group in memory at a time.
+
+        Files that know most of the ids are read first.
+        """
+        hits = self._index(mark).filter(pl.col("sample_id").is_in(sample_ids.implode()))
+        taken: set[str] = set()
+        for (file,) in hits["file"].value_counts(sort=True).select("file").iter_rows():
+            ids = hits.filter(pl.col("file") == file)["sample_id"]
+            left = set(ids) - taken
+            if not left:
+                continue
+            for lines in self._read(UPath(self.folder / file), mark, left):
+                taken.update(lines["sample_id"])
+                yield lines
+
+    def refresh(self, path: UPath) -> None:
+        """Take notice of a table that was written."""
+        for mark, index in self._indexes.items():
+            others = index.filter(pl.col("file") != path.name)
+            self._indexes[mark] = pl.concat([others, self._keys([path], mark)])
+
+    def _index(self, mark: str) -> pl.DataFrame:
+        if mark not in self._indexes:
+            files = [path for path in self.folder.glob("*.parquet") if path.name[0] != "."]
+            self._indexes[mark] = self._keys(sorted(files, key=str), mark)
+        return self._indexes[mark]
+
+    def _keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
+        """Return sample_id and file of every line that serves again."""
+        tables = [
+            scan_table(self.storage, path)
+            .select(_KEYS)
+            .filter(lines_to_reuse(mark))
+            .select("sample_id", file=pl.lit(path.name))
+            .unique()
+            for path in paths
+        ]
+        if self.wanted is not None:
+            asked = pl.col("sample_id").is_in(self.wanted.implode())
+            tables = [table.filter(asked) for table in tables]
+        found = [pl.DataFrame(schema={"sample_id": pl.String, "file": pl.String})]
+        try:
+            found += pl.collect_all(tables)
+        except (pl.exceptions.PolarsError, OSError):
+            for path, table in zip(paths, tables, strict=True):
+                try:
+                    found.append(table.collect())
+                except (pl.exceptions.PolarsError, OSError) as error:
+                    _log.warning(f"{path.name} is no readable feature table ({error}); not used.")
+        return pl.concat(found)
+
+    def _read(self, path: UPath, mark: str, sample_ids: set[str]) -> Iterator[pl.DataFrame]:
+        left = set(sample_ids)
+        try:
+            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+                for group in range(file.num_row_groups):
+                    keys = pl.DataFrame(file.read_row_group(group, columns=_KEYS))
+                    chosen = keys.with_row_index("line").filter(
+                        lines_to_reuse(mark),
+                        pl.col("sample_id").is_in(list(left)),
+                        pl.col("sample_id").is_first_distinct(),
+                    )
+                    if chosen.is_empty():
+                        continue
+                    table = pl.DataFrame(file.read_row_group(group))
+                    left -= set(chosen["sample_id"])
+                    yield table[chosen["line"]]
+        except (pa.ArrowException, OSError) as error:
+            _log.warning(f"{path.name} is no readable feature table ({error}); not used.")

@@ -1,0 +1,60 @@
+"""Where the graph's files lie: a local folder, or a prefix of an object store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
+from upath import UPath
+
+
+class Storage(dg.ConfigurableResource["Storage"], extra="forbid"):
+    """Where the graph's files lie.
+
+    Under s3:// credentials are found in the ordinary way (environment, profile, role of the
+    machine), unless `s3` brings its own; `s3` also names an endpoint or a region.
+    """
+
+    base_dir: str = Field(description="Folder or object-store prefix, such as s3://bucket/prefix.")
+    s3: S3Resource | None = Field(
+        default=None,
+        description="Endpoint, region, profile, retries and, where the ordinary chain of "
+        "credentials does not do, keys (as EnvVar).",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to universal-pathlib, for other object stores."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the file system, as fsspec names them."""
+        return (s3_options(self.s3) if self.s3 is not None else {}) | self.storage_options
+
+    def path(self, *parts: str) -> UPath:
+        """Return a path below the base folder."""
+        path: UPath = UPath(self.base_dir, **self.options()).joinpath(*parts)
+        return path
+
+
+def s3_options(s3: S3Resource) -> dict[str, Any]:
+    """Translate a dagster-aws resource into the options of s3fs.
+
+    Errors of the server and time-outs are tried again with growing pauses, `max_attempts` times.
+    """
+    client = {
+        "endpoint_url": s3.endpoint_url,
+        "region_name": s3.region_name,
+        "use_ssl": None if s3.use_ssl else False,
+        "verify": s3.verify,
+    }
+    options = {
+        "anon": s3.use_unsigned_session or None,
+        "profile": s3.profile_name,
+        "key": s3.aws_access_key_id,
+        "secret": s3.aws_secret_access_key,
+        "token": s3.aws_session_token,
+        "client_kwargs": {name: value for name, value in client.items() if value is not None},
+        "config_kwargs": {"retries": {"max_attempts": s3.max_attempts, "mode": "standard"}},
+    }
+    return {name: value for name, value in options.items() if value}
