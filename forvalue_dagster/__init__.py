@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.policies import GatePolicy as GatePolicy
     from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
     from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
-    from forvalue_dagster.orchestration.resources import RowSource as RowSource
-    from forvalue_dagster.storage.location import Storage as Storage
     from forvalue_dagster.orchestration.resources import Valuation as Valuation
+    from forvalue_dagster.orchestration.sources import RowSource as RowSource
+    from forvalue_dagster.orchestration.sources import UpstreamRows as UpstreamRows
     from forvalue_dagster.quality.gate import GateReport as GateReport
     from forvalue_dagster.quality.gate import require_certified as require_certified
+    from forvalue_dagster.storage.location import Storage as Storage
     from forvalue_dagster.valuation.noise_options import NoiseOptions as NoiseOptions
 
 _HOMES = {
@@ -46,10 +47,11 @@ _HOMES = {
     "ModelConfig": "models.config",
     "NoiseOptions": "valuation.noise_options",
     "Refine": "engine.options",
-    "RowSource": "orchestration.resources",
+    "RowSource": "orchestration.sources",
     "Selection": "engine.selection",
     "SelectionPolicy": "orchestration.policies",
     "Storage": "storage.location",
+    "UpstreamRows": "orchestration.sources",
     "Valuation": "orchestration.resources",
     "WarmUp": "models.warm_up_config",
     "WarningPolicy": "orchestration.policies",

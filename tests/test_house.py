@@ -44,6 +44,7 @@ def test_public_names() -> None:
         "Selection",
         "SelectionPolicy",
         "Storage",
+        "UpstreamRows",
         "Valuation",
         "WarmUp",
         "WarningPolicy",

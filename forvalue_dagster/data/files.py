@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 import polars as pl
@@ -49,7 +49,7 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file()
 
 
-def data_file_stem(path: Path) -> str:
+def data_file_stem(path: PurePath) -> str:
     """Return the name without the suffixes of a data file."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if path.name.endswith(suffix):

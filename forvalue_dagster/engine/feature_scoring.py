@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -23,41 +24,73 @@ def score_features(
     profile: ValidationProfile,
     options: ValuationOptions,
     progress: Progress | None = None,
-    *,
-    overwrite: bool = False,
 ) -> pl.DataFrame:
-    """Value every row of a feature table against a validation profile.
+    """Value every row of one feature table; see `FeatureScoring.score`."""
+    return FeatureScoring.of(profile, options).score(features, progress)
 
-    The table is read in windows of `options.window_rows`: memory does not grow with its rows.
 
-    Args:
-        features: a feature table, of any number of shards.
-        profile: of the same model and options, on the CPU or a GPU.
+@dataclass(frozen=True)
+class FeatureScoring:
+    """Values feature tables against one validation profile, whose direction is computed once.
+
+    Attributes:
+        profile: of the same model and options as the features, on the CPU or a GPU.
+        identity: of the profile.
         options: preconditioner and window.
-        progress: told of each window.
-        overwrite: spend the profile, which halves the memory that its groups take.
-
-    Returns:
-        The columns of `score_rows`, one line for each line of the table, in order, with
-        value_source "features".
-
-    Raises:
-        FingerprintMismatchError: if features and profile were not made alike.
+        direction: that values look along.
+        probe_direction: that the noise probe looks along; None if it is the same.
     """
-    identity = profile.identity
-    probe_direction = noise_direction(profile, options)
-    direction = direction_of(profile, options, overwrite=overwrite)
-    scores, tokens = [], 0
-    rows = features.select(pl.len()).collect().item()
-    for first in range(0, max(rows, 1), options.window_rows):
-        window = features.slice(first, options.window_rows).collect()
-        for mark in window["fingerprint"].unique():
-            refuse_strangers(mark, profile.fingerprint)
-        scores.append(_score_window(window, profile, direction, probe_direction))
-        tokens += int(window["response_tokens"].sum())
-        if progress is not None:
-            progress(first + len(window), tokens)
-    return with_source(pl.concat(scores), "features", identity)
+
+    profile: ValidationProfile
+    identity: str
+    options: ValuationOptions
+    direction: ValueDirection
+    probe_direction: ValueDirection | None
+
+    @classmethod
+    def of(
+        cls, profile: ValidationProfile, options: ValuationOptions, *, overwrite: bool = False
+    ) -> FeatureScoring:
+        """Look along a profile.
+
+        Args:
+            profile: the profile.
+            options: preconditioner and window.
+            overwrite: spend the profile's gradients, which halves the memory that they take.
+        """
+        identity = profile.identity
+        probe_direction = noise_direction(profile, options)
+        direction = direction_of(profile, options, overwrite=overwrite)
+        return cls(profile, identity, options, direction, probe_direction)
+
+    def score(self, features: pl.LazyFrame, progress: Progress | None = None) -> pl.DataFrame:
+        """Value every row of a feature table.
+
+        The table is read in windows of `options.window_rows`: memory does not grow with its rows.
+
+        Args:
+            features: a feature table, of any number of shards.
+            progress: told of each window.
+
+        Returns:
+            The columns of `score_rows`, one line for each line of the table, in order, with
+            value_source "features".
+
+        Raises:
+            FingerprintMismatchError: if features and profile were not made alike.
+        """
+        scores, tokens = [], 0
+        size = self.options.window_rows
+        rows = features.select(pl.len()).collect().item()
+        for first in range(0, max(rows, 1), size):
+            window = features.slice(first, size).collect()
+            for mark in window["fingerprint"].unique():
+                refuse_strangers(mark, self.profile.fingerprint)
+            scores.append(_score_window(window, self.profile, self.direction, self.probe_direction))
+            tokens += int(window["response_tokens"].sum())
+            if progress is not None:
+                progress(first + len(window), tokens)
+        return with_source(pl.concat(scores), "features", self.identity)
 
 
 def _score_window(

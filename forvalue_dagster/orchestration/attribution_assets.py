@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,10 @@ import polars as pl
 
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.naming import Naming, Plan, code_version
 from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 
 
@@ -27,7 +28,7 @@ def build_attribution_assets(
         group_name=naming.group,
         io_manager_key="parquet_io_manager",
         kinds={"polars", "parquet"},
-        code_version=CODE_VERSION,
+        code_version=code_version(asdict(attribution)),
         metadata={"descriptions": ATTRIBUTION_COLUMNS},
     )
     features, rows = naming.key("sample_features"), naming.key("raw_finetuning_data")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
 
 import dagster as dg
@@ -12,27 +12,35 @@ from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
 from forvalue_dagster.orchestration.attribution_assets import build_attribution_assets
 from forvalue_dagster.orchestration.automation import build_automation_sensor
+from forvalue_dagster.orchestration.estimate import build_estimate_job
 from forvalue_dagster.orchestration.fidelity_check import build_fidelity_check
 from forvalue_dagster.orchestration.filtering import build_filtered_dataset
 from forvalue_dagster.orchestration.model_assets import build_feature_asset, build_profile_asset
-from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.naming import Naming, Plan, Worker
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.profile_check import build_profile_check
-from forvalue_dagster.orchestration.resources import RowSource, Valuation
-from forvalue_dagster.storage.location import Storage
-from forvalue_dagster.orchestration.row_assets import build_row_assets
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.retention import build_retention_job
+from forvalue_dagster.orchestration.row_assets import build_row_assets, build_source_assets
 from forvalue_dagster.orchestration.row_checks import Suite, build_row_checks
 from forvalue_dagster.orchestration.score_assets import build_score_asset
 from forvalue_dagster.orchestration.score_checks import build_score_checks
-from forvalue_dagster.orchestration.sensors import build_shard_sensor
+from forvalue_dagster.orchestration.sensors import (
+    build_discovery_schedule,
+    build_model_sensor,
+    build_shard_sensor,
+    build_validation_sensor,
+)
+from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
 from forvalue_dagster.orchestration.warm_up import build_model_asset
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import ParquetIOManager
 from forvalue_dagster.storage.tensors import TensorIOManager
 
 
 def valuation_definitions(
     *,
-    training_rows: RowSource,
+    training_rows: RowSource | UpstreamRows,
     validation_rows: RowSource,
     storage: Storage,
     valuation: Valuation | None = None,
@@ -44,15 +52,23 @@ def valuation_definitions(
     refine: Refine | None = None,
     attribution: Attribution | None = None,
     warm_up: WarmUp | None = None,
+    automation: bool = True,
+    schedule: str | None = None,
+    upstream_shards: dg.PartitionsDefinition[str] | None = None,
+    shards_per_run: int = 100,
+    shards_per_tick: int = 200,
     key_prefix: Sequence[str] = (),
     group_name: str = "forvalue",
     pool: str | None = None,
-    op_tags: dict[str, str] | None = None,
+    op_tags: Mapping[str, Any] | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    worker: Worker | None = None,
 ) -> dg.Definitions:
-    """Build assets, checks, jobs, a sensor and resources that value and filter finetuning data.
+    """Build assets, checks, jobs, sensors and resources that value and filter finetuning data.
 
     Args:
-        training_rows: the folder whose files are the shards.
+        training_rows: the folder or prefix whose files are the shards, or the asset that yields
+            the rows.
         validation_rows: the trusted rows.
         storage: where tables and tensors are written.
         valuation: the model, and how rows are valued.
@@ -67,35 +83,67 @@ def valuation_definitions(
         attribution: add assets that name, for each validation row, the training rows that help
             and hurt it most, and the reverse.
         warm_up: train a LoRA adapter on the rows before anything is valued.
+        automation: whether the sensors run by default: those that watch rows and a local model,
+            and the one that makes again what rests on a change.
+        schedule: a cron expression; rows are then looked at by a schedule at its hours, in place
+            of the sensors that watch them.
+        upstream_shards: partitions of the asset that yields the rows, if it has any.
+        shards_per_run: at most so many shards in a run over many.
+        shards_per_tick: at most so many new or changed shards are registered in one tick.
         key_prefix: put before every asset key.
         group_name: the group in the UI.
         pool: concurrency pool of the steps that run the model.
         op_tags: tags of those steps, for an executor or launcher.
+        retry_policy: of those steps.
+        worker: starts a process that computes features elsewhere (`forvalue_dagster.worker`); each
+            shard has a run and a process of its own then.
 
     Returns:
         Definitions with the jobs `forvalue_profile` (validation rows, after a warm-up the
-        model), `forvalue_shard` (one shard, to its scores and checks) and `forvalue_filter` (the
-        dataset).
+        model), `forvalue_shard` (one shard, to its scores and checks), `forvalue_filter` (the
+        dataset), `forvalue_retention` (what nobody reads any more) and `forvalue_estimate` (a dry
+        run).
 
     Raises:
         ValueError: if the options contradict each other.
     """
-    naming = Naming(tuple(key_prefix), group_name)
     gate, selection = gate or GatePolicy(), selection or SelectionPolicy()
+    valuation = valuation or Valuation()
     selection.selection()  # what contradicts itself is refused here, not in a run
-    plan = Plan(scoring, refine, attribution, warm_up, pool, op_tags)
-    assets = [
-        *build_row_assets(naming),
-        *([build_model_asset(naming, plan)] if warm_up else []),
-        build_profile_asset(naming, plan),
-        build_feature_asset(naming, plan),
-        build_score_asset(naming, plan),
-        *(build_attribution_assets(naming, plan, attribution) if attribution else []),
-        build_filtered_dataset(naming, plan, gate.on_blocked_shard),
-    ]
+    from_files = isinstance(training_rows, RowSource)
+    if upstream_shards is not None and from_files:
+        raise ValueError("upstream_shards is set, but training_rows are files; see UpstreamRows.")
+    if not from_files and warm_up is not None and warm_up.rows == "training":
+        raise ValueError("A warm-up on training rows needs files; set its rows to 'validation'.")
+    if isinstance(training_rows, UpstreamRows) and upstream_shards is None:
+        upstream_shards = dg.StaticPartitionsDefinition([training_rows.key.path[-1]])
+    naming = Naming(tuple(key_prefix), group_name, upstream_shards)
+    plan = Plan(
+        scoring,
+        refine,
+        attribution,
+        warm_up,
+        bool(valuation.local_folders()),
+        pool,
+        op_tags,
+        retry_policy,
+        worker,
+        shards_per_run,
+    )
     with catch_warnings():
         # Partitions on checks are in preview in Dagster; without them a gate on shards leaks.
         simplefilter("ignore", dg.PreviewWarning)
+        # So are policies of backfills.
+        simplefilter("ignore", dg.BetaWarning)
+        made = [
+            *build_row_assets(naming, plan, training_rows, validation_rows, suites),
+            *([build_model_asset(naming, plan)] if warm_up else []),
+            build_profile_asset(naming, plan, valuation),
+            build_feature_asset(naming, plan, valuation),
+            build_score_asset(naming, plan, valuation, gate),
+            *(build_attribution_assets(naming, plan, attribution) if attribution else []),
+            build_filtered_dataset(naming, plan, selection, gate),
+        ]
         checks = [
             *build_row_checks(naming, suites),
             build_profile_check(naming),
@@ -103,24 +151,38 @@ def valuation_definitions(
         ]
         if scoring == "features":
             checks.append(build_fidelity_check(naming, plan))
-    jobs = _jobs(naming, plan)
+    retention = build_retention_job(naming)
+    sensors: list[dg.SensorDefinition] = [
+        build_automation_sensor(
+            naming.name("automation"),
+            dg.AssetSelection.assets(*(key for asset in made for key in asset.keys)),
+            running=automation,
+        )
+    ]
+    if schedule is None:
+        sensors.append(build_validation_sensor(naming, running=automation))
+    if schedule is None and from_files:
+        sensors.append(
+            build_shard_sensor(
+                naming, retention, running=automation, shards_per_tick=shards_per_tick
+            )
+        )
+    if plan.watches_model:
+        sensors.append(build_model_sensor(naming, valuation, running=automation))
     return dg.Definitions(
-        assets=assets,
+        assets=[*build_source_assets(naming, plan, training_rows), *made],
         asset_checks=checks,
-        jobs=jobs,
-        sensors=[
-            build_shard_sensor(naming, jobs[1]),
-            build_automation_sensor(
-                naming.name("automation"),
-                dg.AssetSelection.assets(
-                    naming.key("filtered_dataset"), naming.key("dropped_rows")
-                ),
-            ),
+        jobs=[
+            *_jobs(naming, plan),
+            retention,
+            *([build_estimate_job(naming, plan)] if from_files else []),
         ],
+        sensors=sensors,
+        schedules=[build_discovery_schedule(naming, retention, schedule)] if schedule else [],
         resources={
             "training_rows": training_rows,
             "validation_rows": validation_rows,
-            "valuation": valuation or Valuation(),
+            "valuation": valuation,
             "selection": selection,
             "gate": gate,
             "warnings": warnings or WarningPolicy(),

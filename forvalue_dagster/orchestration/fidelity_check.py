@@ -7,8 +7,8 @@ import polars as pl
 
 from forvalue_dagster.orchestration.naming import Naming, Plan
 from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 
 FIDELITY = "feature_fidelity"

@@ -5,11 +5,13 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from hashlib import sha256
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.selection import Selection, select_rows
@@ -22,15 +24,21 @@ from forvalue_dagster.orchestration.filtered_rows import (
     write_lines,
 )
 from forvalue_dagster.orchestration.judging import StoredProbe, judge_shards, shard_table
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.naming import (
+    TRAINING_SHARDS,
+    Naming,
+    Plan,
+    code_version,
+    resolved,
+)
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
 from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.selection_check import SELECTION, check_selection
 from forvalue_dagster.orchestration.warm_up import model_dependency
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 
 _KEPT_SCORES = [
@@ -46,7 +54,7 @@ _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
 def build_filtered_dataset(
-    naming: Naming, plan: Plan, on_blocked_shard: str
+    naming: Naming, plan: Plan, selection: SelectionPolicy, gate: GatePolicy
 ) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
@@ -58,7 +66,8 @@ def build_filtered_dataset(
     Args:
         naming: of the graph.
         plan: of the graph.
-        on_blocked_shard: of the gate's policy; decides what automation waits for.
+        selection: which rows are kept.
+        gate: decides, among other things, what automation waits for.
     """
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
@@ -68,7 +77,10 @@ def build_filtered_dataset(
     table: dict[str, Any] = {
         "dagster_type": pl.LazyFrame,
         "io_manager_key": "parquet_io_manager",
-        "code_version": CODE_VERSION,
+        "code_version": code_version(
+            resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
+        ),
+        "automation_condition": fan_in(gate.on_blocked_shard, ignoring=naming.files),
         "kinds": {"polars", "parquet"},
     }
 
@@ -87,18 +99,19 @@ def build_filtered_dataset(
                 key=filtered_key,
                 description="The rows worth finetuning on, each with its scores.",
                 metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
-                automation_condition=fan_in(on_blocked_shard),
                 **table,
             ),
             "dropped_rows": dg.AssetOut(
                 key=dropped_key,
                 description="Every other row, with the reason why it was dropped.",
                 metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS | _DROP_REASON},
-                automation_condition=fan_in(on_blocked_shard),
                 **table,
             ),
         },
-        deps=model_dependency(naming, plan) if refining else [],
+        deps=[
+            *([] if naming.upstream_shards else [naming.key(TRAINING_SHARDS)]),
+            *(model_dependency(naming, plan) if refining else []),
+        ],
         pool=plan.pool if refining else None,
         op_tags=plan.op_tags if refining else None,
         check_specs=[
@@ -133,7 +146,7 @@ def build_filtered_dataset(
             for shard, table in sorted(value_scores.items())
             if shard in raw_finetuning_data
         }
-        registered = naming.shards.get_partition_keys(dynamic_partitions_store=context.instance)
+        registered = naming.registered(context.instance)
         missing = sorted(set(registered) - set(scores))
         probe = StoredProbe.of(validation_profile)
         entries = judge_shards(
@@ -167,7 +180,7 @@ def build_filtered_dataset(
             shards=tuple(entries),
             missing_shards=tuple(missing),
             on_blocked_shard=gate.on_blocked_shard,
-            partitions=naming.name("shards"),
+            partitions=None if naming.upstream_shards else naming.name("shards"),
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
             selection=asdict(policy),
             refinement=None if refinement is None else asdict(refinement),
@@ -182,6 +195,8 @@ def build_filtered_dataset(
         plain = manifest.to_json()
         write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
 
+        for key, table in ((filtered_key, kept), (dropped_key, dropped)):
+            context.set_data_version(key, _content(table, entries))
         yield dg.Output(
             with_text(raw_finetuning_data, kept),
             output_name="filtered_dataset",
@@ -290,6 +305,18 @@ def _decide(
     decided = pl.concat([selected, *blocked], how="diagonal")
     values = [name for name in decided.columns if name.startswith("value_")]
     return decided.select(*PLACE, *dict.fromkeys([*_KEPT_SCORES, *values]), "drop_reason")
+
+
+def _content(decided: pl.DataFrame, entries: Iterable[ShardEntry]) -> dg.DataVersion:
+    """Return the data version: which rows, with which scores, and of which content."""
+    shards = set(decided["shard"])
+    made_from = [
+        (entry.shard, asset, made.data_version)
+        for entry in entries
+        for asset, made in entry.made_from.items()
+        if entry.shard in shards
+    ]
+    return dg.DataVersion(sha256(f"{digest(decided)} {sorted(made_from)}".encode()).hexdigest())
 
 
 def _reason_table(dropped: pl.DataFrame) -> dg.TableMetadataValue:

@@ -14,7 +14,7 @@ from forvalue_dagster.orchestration.naming import (
     ROW_EXPECTATIONS,
     Naming,
 )
-from forvalue_dagster.quality.manifest import ShardEntry
+from forvalue_dagster.quality.manifest import MadeFrom, ShardEntry
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
 from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict, judge_shard
 from forvalue_dagster.storage.tensors import TensorFile
@@ -23,8 +23,8 @@ from forvalue_dagster.valuation.prompt_space import PromptSpace
 
 # Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
 BLOCKING_CHECKS = {
-    "raw_finetuning_data": (ROW_EXPECTATIONS, LEAKAGE),
-    "value_scores": (ROW_CONSERVATION,),
+    "raw_finetuning_data": (ROW_EXPECTATIONS,),
+    "value_scores": (ROW_CONSERVATION, LEAKAGE),
 }
 _PLACE = ["shard", "row"]
 
@@ -79,14 +79,17 @@ def judge_shards(
     """
     entries = []
     for shard, own in scores.items():
-        made_from, blocked_by = {}, []
+        made_from: dict[str, MadeFrom] = {}
+        blocked_by = []
         for name, checks in BLOCKING_CHECKS.items():
             key = naming.key(name)
             materialization = latest_materialization(instance, key, shard)
             if materialization is None:
                 blocked_by.append(f"{key.to_user_string()} has no materialisation on this instance")
                 continue
-            made_from[key.to_user_string()] = materialization.storage_id
+            made_from[key.to_user_string()] = MadeFrom(
+                materialization.storage_id, materialization.data_version, checks
+            )
             for check in checks:
                 standing = check_standing(
                     instance, dg.AssetCheckKey(key, check), materialization, shard

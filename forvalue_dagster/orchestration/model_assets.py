@@ -2,28 +2,48 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import numpy as np
 import polars as pl
-from upath import UPath
 
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+from forvalue_dagster.orchestration.automation import behind_checks
 from forvalue_dagster.orchestration.describe import outcome_counts
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.feature_step import (
+    FEATURE_ROWS,
+    parts_of,
+    pass_shard,
+    worker_job,
+)
+from forvalue_dagster.orchestration.naming import Naming, Plan, code_version
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
-from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.resources import (
+    FEATURE_SETTINGS,
+    PROFILE_SETTINGS,
+    Valuation,
+    settings,
+)
+from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.warm_up import (
+    adapter_pointer,
+    model_dependency,
+    trained_adapter,
+)
+from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
-from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
+from forvalue_dagster.storage.parquet import describe_columns, scan_table, table_path
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
 
 
-def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
+def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.AssetsDefinition:
     """Build `validation_profile`."""
 
     @dg.asset(
@@ -33,18 +53,20 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         group_name=naming.group,
         kinds={"torch", "safetensors"},
         io_manager_key="tensor_io_manager",
-        code_version=CODE_VERSION,
+        code_version=code_version(settings(valuation, PROFILE_SETTINGS)),
         description="The validation rows in closed form: mean gradient of each group, second "
         "moment of the hidden states, forward statistics, token features.",
+        automation_condition=behind_checks(ignoring=naming.files),
         pool=plan.pool,
         op_tags=plan.op_tags,
+        retry_policy=plan.retry_policy,
     )
     def validation_profile(
         context: dg.AssetExecutionContext,
         validation_data: pl.DataFrame,
         valuation: Valuation,
         storage: Storage,
-    ) -> TensorFile:
+    ) -> dg.Output[TensorFile]:
         from forvalue_dagster.engine.scoring import build_profile
 
         adapter = trained_adapter(naming, plan, storage)
@@ -56,8 +78,10 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                 log_progress(context.log, len(validation_data)),
             )
         probe = profile.noise
-        context.add_output_metadata(
-            {
+        context.set_data_version(context.asset_key, dg.DataVersion(profile.identity))
+        return dg.Output(
+            TensorFile(*profile.to_tensors()),
+            metadata={
                 **outcome_counts(outcome),
                 "groups": ", ".join(
                     f"{group} ({count})"
@@ -72,9 +96,8 @@ def build_profile_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
                     unit="nats per token",
                 ),
                 **(_describe_probe(probe) if probe is not None else {"noise_probe": "none"}),
-            }
+            },
         )
-        return TensorFile(*profile.to_tensors())
 
     return validation_profile
 
@@ -99,68 +122,95 @@ def _describe_probe(probe: NoiseProbe) -> dict[str, Any]:
     }
 
 
-def build_feature_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
+def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.AssetsDefinition:
     """Build `sample_features`, a partition each shard."""
+    key = naming.key("sample_features")
+    raw_key = naming.key("raw_finetuning_data")
 
-    @dg.asset(
-        key=naming.key("sample_features"),
-        ins={"raw_finetuning_data": dg.AssetIn(key=naming.key("raw_finetuning_data"))},
-        deps=model_dependency(naming, plan),
+    decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
+        dg.asset,
+        key=key,
         group_name=naming.group,
         kinds={"torch", "parquet"},
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
-        code_version=CODE_VERSION,
+        code_version=code_version(settings(valuation, FEATURE_SETTINGS)),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="What one forward pass says of each row, whatever the validation set: "
         "statistics, and for each response token the rounded last hidden state and the largest "
         "prediction errors.",
+        automation_condition=behind_checks(ignoring=naming.files),
         pool=plan.pool,
         op_tags=plan.op_tags,
+        retry_policy=plan.retry_policy,
+    )
+
+    @decorate(
+        ins={"raw_finetuning_data": dg.AssetIn(key=raw_key)},
+        deps=model_dependency(naming, plan),
+        dagster_type=dg.PythonObjectDagsterType(StoredParts),
+        backfill_policy=plan.many_shards,
+        output_required=False,
     )
     def sample_features(
         context: dg.AssetExecutionContext,
-        raw_finetuning_data: pl.DataFrame,
+        raw_finetuning_data: dict[str, pl.LazyFrame],
         valuation: Valuation,
         storage: Storage,
-    ) -> StoredParts:
-        from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS
-        from forvalue_dagster.engine.features import feature_parts
-
-        parts = StoredParts(parts_folder(naming, storage, context.partition_key))
+    ) -> Iterator[dg.Output[Any]]:
+        folder = storage.path(*key.path)
+        ids = pl.concat(rows.select("sample_id") for rows in raw_finetuning_data.values())
+        store = FeatureStore(storage, folder, ids.collect()["sample_id"].drop_nulls().unique())
         adapter = trained_adapter(naming, plan, storage)
+
+        def is_over(run_id: str) -> bool:
+            run = context.instance.get_run_by_id(run_id)
+            return run is None or run.is_finished
+
         with engine_warnings(context.log), valuation.session(adapter) as loaded:
-            passes = feature_parts(
-                loaded,
-                raw_finetuning_data,
-                valuation.options(),
-                log_progress(context.log, len(raw_finetuning_data)),
-                parts,
+
+            def make(shard: str) -> ShardTable:
+                rows = raw_finetuning_data[shard].collect()
+                parts = parts_of(folder, shard, context.run_id, rows)
+                done = pass_shard(loaded, rows, parts, store, valuation, context.log)
+                parts.sweep(is_over)
+                metadata = {**done.figures, **outcome_counts(done.lines), "nll": _nll(done.lines)}
+                return ShardTable(parts, metadata, done.data_version)
+
+            yield from materialize_shards(context, storage, make, made=store.refresh)
+
+    if plan.worker is None:
+        return sample_features
+    worker = plan.worker
+
+    @decorate(
+        deps=[raw_key, *model_dependency(naming, plan)],
+        check_specs=[
+            dg.AssetCheckSpec(
+                FEATURE_ROWS,
+                asset=key,
+                blocking=True,
+                partitions_def=naming.shards,
+                description="Every row of the shard has a line in its feature table.",
             )
-            features = pl.concat(part.select(PLAIN_COLUMNS) for part in passes)
-        if parts.reused:
-            context.log.info(f"{parts.reused} of {len(parts.keys)} parts were finished already.")
-        tokens = int(features["response_tokens"].sum())
-        context.add_output_metadata(
-            {
-                **outcome_counts(features),
-                "dagster/partition_row_count": len(features),
-                "response_tokens": tokens,
-                "parts": len(parts.keys),
-                "parts_reused": parts.reused,
-                "fingerprint": dg.MetadataValue.text(str(features["fingerprint"].first() or "")),
-                "nll": histogram(
-                    {"rows": features["nll"]},
-                    title="Mean response NLL",
-                    unit="nats per token",
-                ),
-            }
-        )
-        return parts
+        ],
+    )
+    def features_of_worker(
+        context: dg.AssetExecutionContext, valuation: Valuation, storage: Storage
+    ) -> Iterator[Any]:
+        shard = context.partition_key
+        features = table_path(storage, key, shard)
+        rows = table_path(storage, raw_key, shard)
+        adapter = adapter_pointer(naming, storage) if plan.warm_up is not None else None
+        job = worker_job(rows, features, context.run_id, valuation, storage, adapter)
+        results = worker(context, job).get_results()
+        schema = scan_table(storage, features).collect_schema()
+        columns = describe_columns(schema, DESCRIPTIONS | COLUMN_DESCRIPTIONS)
+        context.add_output_metadata({"dagster/column_schema": columns}, output_name="result")
+        yield from results
 
-    return sample_features
+    return features_of_worker
 
 
-def parts_folder(naming: Naming, storage: Storage, shard: str) -> UPath:
-    """Return where the parts of a shard's features lie until they are all there."""
-    return storage.path(*naming.key("sample_features").path, f".{shard}.parts")
+def _nll(lines: pl.DataFrame) -> dg.MetadataValue:
+    return histogram({"rows": lines["nll"]}, title="Mean response NLL", unit="nats per token")

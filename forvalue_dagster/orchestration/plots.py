@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import dagster as dg
 import polars as pl
 
 _INK = "#808792"
 _COLOURS = ("#4f8ff7", "#f2994a", "#27ae60", "#9b51e0")
+
+
+_DRAWN: ContextVar[bool] = ContextVar("drawn", default=True)
+
+
+@contextmanager
+def without_plots() -> Iterator[None]:
+    """Draw nothing inside: a run over many shards would fill the event log with pictures."""
+    token = _DRAWN.set(False)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
 
 
 def histogram(
@@ -27,7 +42,12 @@ def histogram(
         title: what is shown.
         unit: label of the horizontal axis.
         marks: name → position of a vertical line.
+
+    Returns:
+        A picture, or null inside `without_plots`.
     """
+    if not _DRAWN.get():
+        return dg.MetadataValue.null()
     # The object interface: pyplot keeps every figure of a long-lived process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ from forvalue_dagster.engine.refine import Refinement, refine_scores
 from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.orchestration.naming import Naming, Plan
 from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import load_tensors
 
 

@@ -1,22 +1,19 @@
-"""Typed configuration: where rows come from, which model values them."""
+"""Typed configuration: the model that values rows, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
-import polars as pl
 from pydantic import Field
 
-from forvalue_dagster.data.files import data_file_stem, data_files
-from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+from forvalue_dagster.orchestration.naming import resolved
 from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 
@@ -24,70 +21,17 @@ if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
 
 
-class RowSource(dg.ConfigurableResource["RowSource"], extra="forbid"):
-    """Finetuning rows in a folder: every data file directly inside it is a shard."""
-
-    path: str = Field(description="A data file, or a folder of them.")
-    messages_column: str | None = Field(
-        default=None, description="Column with a list of messages. Detected by default."
-    )
-    prompt_column: str | None = Field(
-        default=None, description="Column with the prompt. Detected by default."
-    )
-    response_column: str | None = Field(
-        default=None, description="Column with the response. Detected by default."
-    )
-    system_column: str | None = Field(default=None, description="Column with a system prompt.")
-    group_column: str | None = Field(
-        default=None, description="Column with the validation group (capability, language, …)."
-    )
-    on_bad_row: Literal["raise", "skip"] = Field(
-        default="raise",
-        description="'raise' stops at an unreadable row; 'skip' keeps it, unscored, with its "
-        "problem.",
-    )
-
-    def shards(self) -> dict[str, Path]:
-        """Return shard → data file; an empty folder has none yet.
-
-        Raises:
-            DataFileError: if the path is absent or no data file.
-            ValueError: if two files have the same name but for the suffix.
-        """
-        found: dict[str, Path] = {}
-        for path in data_files(Path(self.path)):
-            shard = data_file_stem(path)
-            if shard in found:
-                raise ValueError(
-                    f"{found[shard].name} and {path.name} would both be the shard {shard!r}; "
-                    "rename one."
-                )
-            found[shard] = path
-        return found
-
-    def read(self, shard: str | None = None) -> pl.DataFrame:
-        """Read one shard, or everything.
-
-        Raises:
-            ValueError: if there is no such shard.
-            DataFileError: if a file or row cannot be read.
-        """
-        path = Path(self.path)
-        if shard is not None:
-            shards = self.shards()
-            if shard not in shards:
-                raise ValueError(
-                    f"{self.path} holds no shard {shard!r}; it holds {', '.join(sorted(shards))}."
-                )
-            path = shards[shard]
-        columns = Columns(
-            self.messages_column,
-            self.prompt_column,
-            self.response_column,
-            self.system_column,
-            self.group_column,
-        )
-        return read_rows(path, columns=columns, shard=shard, on_bad_row=self.on_bad_row)
+# What of a valuation decides features; what decides the profile, besides; what decides scores.
+FEATURE_SETTINGS = (
+    *("name", "adapter", "revision", "dtype", "quantization", "max_length", "chat_template"),
+    *("tokens", "top_errors", "hidden"),
+)
+SCORE_SETTINGS = ("preconditioner", "damping", "centre")
+PROFILE_SETTINGS = (
+    *FEATURE_SETTINGS,
+    *SCORE_SETTINGS,
+    *("noise_probe", "noise_recipes", "noise_copies", "noise_rows"),
+)
 
 
 class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
@@ -180,6 +124,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
         description="At most so many validation rows are copied.",
     )
 
+    def local_folders(self) -> list[Path]:
+        """Return the folders that the model is loaded from, as far as they are local."""
+        named = [self.name, *([self.adapter] if self.adapter else [])]
+        return [Path(name) for name in named if Path(name).is_dir()]
+
     def config(self, adapter: Path | None = None) -> ModelConfig:
         """Return the model's configuration, with an adapter trained here if one is given."""
         names = ModelConfig.__dataclass_fields__
@@ -218,3 +167,9 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
             if self.noise_probe
             else None,
         )
+
+
+def settings(valuation: Valuation, names: Sequence[str]) -> dict[str, Any]:
+    """Return some settings of a valuation, for a code version."""
+    known = resolved(valuation)
+    return {name: known[name] for name in names}

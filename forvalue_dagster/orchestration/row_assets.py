@@ -1,68 +1,149 @@
-"""The assets that hold rows: raw shards and validation data. Bodies only call and report."""
+"""The assets that hold rows: raw shards and validation data, and the files that they come from."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming
+from forvalue_dagster.orchestration.automation import on_new_content
+from forvalue_dagster.orchestration.naming import (
+    MODEL_FILES,
+    TRAINING_FILES,
+    TRAINING_SHARDS,
+    VALIDATION_FILES,
+    Naming,
+    Plan,
+    code_version,
+    resolved,
+)
 from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.resources import RowSource
+from forvalue_dagster.orchestration.row_checks import Suite, check_rows
+from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
+from forvalue_dagster.storage.location import Storage
 
 
-def build_row_assets(naming: Naming) -> list[dg.AssetsDefinition]:
+def build_source_assets(
+    naming: Naming, plan: Plan, training_rows: RowSource | UpstreamRows
+) -> list[dg.AssetSpec]:
+    """Return the files that the graph is fed from, which a sensor watches."""
+
+    def files(name: str, description: str, shards: dg.PartitionsDefinition | None) -> dg.AssetSpec:
+        return dg.AssetSpec(
+            naming.key(name),
+            group_name=naming.group,
+            kinds={"file"},
+            partitions_def=shards,
+            description=description,
+        )
+
+    specs = [files(VALIDATION_FILES, "The files of the trusted rows.", None)]
+    if isinstance(training_rows, RowSource):
+        specs += [
+            files(TRAINING_FILES, "The files of finetuning rows, a shard each.", naming.shards),
+            files(TRAINING_SHARDS, "Which shards there are.", None),
+        ]
+    if plan.watches_model:
+        specs.append(files(MODEL_FILES, "The files of the model.", None))
+    return specs
+
+
+def build_row_assets(
+    naming: Naming,
+    plan: Plan,
+    training_rows: RowSource | UpstreamRows,
+    validation_rows: RowSource,
+    suites: Sequence[Suite],
+) -> list[dg.AssetsDefinition]:
     """Build `raw_finetuning_data` (a partition each shard) and `validation_data`."""
-
-    @dg.asset(
+    decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
+        dg.asset,
         key=naming.key("raw_finetuning_data"),
         group_name=naming.group,
         kinds={"polars", "parquet"},
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
-        code_version=CODE_VERSION,
+        dagster_type=pl.DataFrame,
+        code_version=code_version(resolved(training_rows, without=("path", "s3"))),
         metadata={"descriptions": DESCRIPTIONS},
         description="Finetuning rows as conversations, with the source's own columns.",
+        automation_condition=on_new_content(),
     )
-    def raw_finetuning_data(
-        context: dg.AssetExecutionContext, training_rows: RowSource
-    ) -> pl.DataFrame:
-        rows = training_rows.read(context.partition_key)
-        context.add_output_metadata(_describe_rows(rows))
-        return rows
+
+    @decorate(
+        deps=[naming.key(TRAINING_FILES)],
+        backfill_policy=plan.many_shards,
+        output_required=False,
+    )
+    def rows_of_files(
+        context: dg.AssetExecutionContext, training_rows: RowSource, storage: Storage
+    ) -> Iterator[dg.Output[Any]]:
+        listing = training_rows.listing()
+
+        def make(shard: str) -> ShardTable:
+            return _row_table(training_rows.read(shard, listing))
+
+        def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
+            assert isinstance(made.table, pl.DataFrame)
+            return check_rows(context.asset_key, made.table, storage, suites, shard)
+
+        yield from materialize_shards(context, storage, make, check)
+
+    upstream = training_rows.key if isinstance(training_rows, UpstreamRows) else None
+
+    @decorate(ins={"rows": dg.AssetIn(key=upstream or naming.key("rows"))})
+    def rows_of_asset(
+        context: dg.AssetExecutionContext, rows: Any, training_rows: UpstreamRows, storage: Storage
+    ) -> Iterator[dg.Output[Any]]:
+        def make(shard: str) -> ShardTable:
+            return _row_table(training_rows.rows_of(rows, shard))
+
+        yield from materialize_shards(context, storage, make)
 
     @dg.asset(
         key=naming.key("validation_data"),
+        deps=[naming.key(VALIDATION_FILES)],
         group_name=naming.group,
         kinds={"polars", "parquet"},
         io_manager_key="parquet_io_manager",
-        code_version=CODE_VERSION,
+        code_version=code_version(resolved(validation_rows, without=("path", "s3"))),
         metadata={"descriptions": DESCRIPTIONS},
         description="The trusted rows that training rows are valued against.",
+        automation_condition=on_new_content(),
     )
     def validation_data(
         context: dg.AssetExecutionContext, validation_rows: RowSource
-    ) -> pl.DataFrame:
-        rows = validation_rows.read()
+    ) -> dg.Output[pl.DataFrame]:
+        made = _row_table(validation_rows.read())
+        rows = made.table
+        assert isinstance(rows, pl.DataFrame)
         groups = rows["group"].drop_nulls().value_counts(sort=True)
-        metadata = _describe_rows(rows)
         if len(groups):
-            metadata["groups"] = dg.MetadataValue.table(
+            made.metadata["groups"] = dg.MetadataValue.table(
                 [dg.TableRecord(record) for record in groups.to_dicts()]
             )
-        context.add_output_metadata(metadata)
-        return rows
+        context.set_data_version(context.asset_key, dg.DataVersion(made.data_version))
+        return dg.Output(rows, metadata=made.metadata)
 
-    return [raw_finetuning_data, validation_data]
+    return [rows_of_files if upstream is None else rows_of_asset, validation_data]
 
 
-def _describe_rows(rows: pl.DataFrame) -> dict[str, dg.MetadataValue]:
+def _row_table(rows: pl.DataFrame) -> ShardTable:
     sizes = rows["messages"].str.len_chars()
-    return {
+    repeated = (
+        len(rows) - rows["sample_id"].null_count() - rows["sample_id"].drop_nulls().n_unique()
+    )
+    metadata = {
         "rows": dg.MetadataValue.int(len(rows)),
+        "dagster/partition_row_count": len(rows),
         "unreadable_rows": dg.MetadataValue.int(len(rows) - rows["problem"].null_count()),
-        "duplicate_rows": dg.MetadataValue.int(
-            len(rows) - rows["sample_id"].null_count() - rows["sample_id"].drop_nulls().n_unique()
-        ),
+        "duplicate_rows": dg.MetadataValue.int(repeated),
         "lengths": histogram({"rows": sizes}, title="Length of conversations", unit="characters"),
     }
+    return ShardTable(rows, metadata, digest(rows))

@@ -1,4 +1,4 @@
-"""Asset checks on rows as they come: expectations, and leaks of the validation set."""
+"""Asset checks on rows as they come: Great Expectations."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any, Union
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.describe import MAX_ROWS_LISTED, listing
-from forvalue_dagster.orchestration.naming import LEAKAGE, ROW_EXPECTATIONS, Naming
-from forvalue_dagster.orchestration.policies import WarningPolicy
+from forvalue_dagster.orchestration.naming import ROW_EXPECTATIONS, Naming
 from forvalue_dagster.storage.location import Storage
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
 ROW_WARNINGS = "row_warnings"
-NEAR_LEAKAGE = "validation_near_leakage"
 
 Suite = Union[str, Path, "ExpectationSuite"]
 
@@ -33,7 +30,6 @@ def build_row_checks(naming: Naming, suites: Sequence[Suite]) -> list[dg.AssetCh
     return [
         _expectations(naming, "raw_finetuning_data", naming.shards, suites),
         _expectations(naming, "validation_data", None, suites),
-        _leakage(naming),
     ]
 
 
@@ -69,97 +65,38 @@ def _expectations(
     def expectations(
         context: dg.AssetCheckExecutionContext, rows: pl.DataFrame, storage: Storage
     ) -> Iterator[dg.AssetCheckResult]:
-        from forvalue_dagster.quality.expectations import (
-            critical_result,
-            validate,
-            warning_result,
-        )
-        from forvalue_dagster.quality.row_facts import row_facts
-        from forvalue_dagster.quality.suites import default_suite, read_suite
-
-        suites = [
-            read_suite(suite) if isinstance(suite, str | Path) else suite for suite in own_suites
-        ]
         title = context.partition_key if context.has_partition_key else "all"
-        pages = storage.path("data_docs", *key.path)
-        records = validate(row_facts(rows), [default_suite(), *suites], pages, title)
-        links: dict[str, Any] = {
-            f"page_{suite}": dg.MetadataValue.path(
-                str(pages / "validations" / suite / title / "latest" / "rows-rows.html")
-            )
-            for suite in dict.fromkeys(str(record["suite"]) for record in records)
-        }
-        yield critical_result(
-            records, len(rows), asset_key=key, check_name=ROW_EXPECTATIONS, metadata=links
-        )
-        yield warning_result(
-            records, len(rows), asset_key=key, check_name=ROW_WARNINGS, metadata=links
-        )
+        yield from check_rows(key, rows, storage, own_suites, title)
 
     return expectations
 
 
-def _leakage(naming: Naming) -> dg.AssetChecksDefinition:
-    key = naming.key("raw_finetuning_data")
+def check_rows(
+    key: dg.AssetKey, rows: pl.DataFrame, storage: Storage, own_suites: Sequence[Suite], title: str
+) -> Iterator[dg.AssetCheckResult]:
+    """Hold rows to all suites, and write the pages of what came of it.
 
-    @dg.multi_asset_check(
-        name=naming.name("leakage"),
-        specs=[
-            dg.AssetCheckSpec(
-                LEAKAGE,
-                asset=key,
-                blocking=True,
-                partitions_def=naming.shards,
-                additional_deps=[naming.key("validation_data")],
-                description="No training row is a validation row, letter case, width and "
-                "punctuation aside.",
-            ),
-            dg.AssetCheckSpec(
-                NEAR_LEAKAGE,
-                asset=key,
-                partitions_def=naming.shards,
-                additional_deps=[naming.key("validation_data")],
-                description="No training row has a validation row's prompt, or most of its words "
-                "in the same order.",
-            ),
-        ],
-        ins={
-            "raw_finetuning_data": dg.AssetIn(key=key),
-            "validation_data": dg.AssetIn(key=naming.key("validation_data")),
-        },
+    Args:
+        key: of the asset.
+        rows: canonical ones.
+        storage: that the pages go to.
+        own_suites: the user's, beside the default one.
+        title: the shard, in the pages.
+    """
+    from forvalue_dagster.quality.expectations import critical_result, validate, warning_result
+    from forvalue_dagster.quality.row_facts import row_facts
+    from forvalue_dagster.quality.suites import default_suite, read_suite
+
+    suites = [read_suite(suite) if isinstance(suite, str | Path) else suite for suite in own_suites]
+    pages = storage.path("data_docs", *key.path)
+    records = validate(row_facts(rows), [default_suite(), *suites], pages, title)
+    links: dict[str, Any] = {
+        f"page_{suite}": dg.MetadataValue.path(
+            str(pages / "validations" / suite / title / "latest" / "rows-rows.html")
+        )
+        for suite in dict.fromkeys(str(record["suite"]) for record in records)
+    }
+    yield critical_result(
+        records, len(rows), asset_key=key, check_name=ROW_EXPECTATIONS, metadata=links
     )
-    def leakage(
-        raw_finetuning_data: pl.DataFrame, validation_data: pl.DataFrame, warnings: WarningPolicy
-    ) -> Iterator[dg.AssetCheckResult]:
-        from forvalue_dagster.quality.leakage import find_leaks
-
-        leaks = find_leaks(raw_finetuning_data, validation_data, warnings.near_leak_similarity)
-        rows = len(raw_finetuning_data)
-        for name, found, what in (
-            (LEAKAGE, leaks.filter(pl.col("kind") == "row"), "are validation rows"),
-            (
-                NEAR_LEAKAGE,
-                leaks.filter(pl.col("kind") != "row"),
-                "share the prompt or most words of a validation row",
-            ),
-        ):
-            places = found["row"].head(MAX_ROWS_LISTED).to_list()
-            named = f" (rows {', '.join(map(str, places))}{'…' if len(found) > 20 else ''})"
-            yield dg.AssetCheckResult(
-                asset_key=key,
-                check_name=name,
-                passed=found.is_empty(),
-                severity=dg.AssetCheckSeverity.ERROR
-                if name == LEAKAGE
-                else dg.AssetCheckSeverity.WARN,
-                description=f"{len(found)} of {rows} rows {what}"
-                + (f"{named}. Take them out of the one or the other." if len(found) else "."),
-                metadata={
-                    "leaks": len(found),
-                    "rows": rows,
-                    "validation_rows": len(validation_data),
-                    **listing("leaking_rows", found.with_columns(pl.col("similarity").round(3))),
-                },
-            )
-
-    return leakage
+    yield warning_result(records, len(rows), asset_key=key, check_name=ROW_WARNINGS, metadata=links)

@@ -2,121 +2,193 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+from forvalue_dagster.orchestration.automation import behind_checks
 from forvalue_dagster.orchestration.describe import EXTREMES, extremes, outcome_counts, share
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
+from forvalue_dagster.orchestration.judging import StoredProbe
+from forvalue_dagster.orchestration.naming import Naming, Plan, code_version, resolved
 from forvalue_dagster.orchestration.plots import histogram
+from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.orchestration.resources import (
+    FEATURE_SETTINGS,
+    SCORE_SETTINGS,
+    Valuation,
+    settings,
+)
+from forvalue_dagster.orchestration.score_checks import HISTOGRAM, ScoreJudge
+from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.standing import latest_materialization
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import scan_table, table_path
 from forvalue_dagster.storage.tensors import TensorFile
 
-# Metadata: how values are spread, and how they were when the shard was last valued.
-HISTOGRAM = "value_histogram"
+if TYPE_CHECKING:
+    from forvalue_dagster.valuation.profile import ValidationProfile
 
 
-def build_score_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
+def build_score_asset(
+    naming: Naming, plan: Plan, valuation: Valuation, gate: GatePolicy
+) -> dg.AssetsDefinition:
     """Build `value_scores`, a partition each shard."""
+    decisive = SCORE_SETTINGS if plan.scoring == "features" else FEATURE_SETTINGS + SCORE_SETTINGS
     decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
         dg.asset,
         key=naming.key("value_scores"),
         group_name=naming.group,
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
-        code_version=CODE_VERSION,
+        dagster_type=pl.DataFrame,
+        # With the gate's rules, by which the checks of the scores judge.
+        code_version=code_version(settings(valuation, decisive), plan.scoring, resolved(gate)),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the "
         "validation rows.",
+        backfill_policy=plan.many_shards,
+        output_required=False,
     )
-    features_in = dg.AssetIn(key=naming.key("sample_features"))
-    rows_in = dg.AssetIn(key=naming.key("raw_finetuning_data"))
+    raw_key = naming.key("raw_finetuning_data")
     profile_in = dg.AssetIn(key=naming.key("validation_profile"))
 
+    def shard_scores(
+        context: dg.AssetExecutionContext,
+        storage: Storage,
+        score: Callable[[str], pl.DataFrame],
+        judge: ScoreJudge | None,
+    ) -> Iterator[dg.Output[Any]]:
+        def make(shard: str) -> ShardTable:
+            scores = score(shard).sort("row")
+            return ShardTable(scores, _describe(context, scores, shard), digest(scores))
+
+        def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
+            assert judge is not None
+            assert isinstance(made.table, pl.DataFrame)
+            rows = scan_table(storage, table_path(storage, raw_key, shard)).collect()
+            before = made.metadata.get(f"previous_{HISTOGRAM}")
+            return judge.check(shard, made.table, rows, before)
+
+        yield from materialize_shards(context, storage, make, check)
+
     @decorate(
-        ins={"sample_features": features_in, "validation_profile": profile_in},
+        ins={
+            "sample_features": dg.AssetIn(key=naming.key("sample_features")),
+            "validation_profile": profile_in,
+        },
         kinds={"polars", "parquet"},
+        automation_condition=behind_checks(ignoring=naming.files),
     )
     def scores_from_features(
         context: dg.AssetExecutionContext,
-        sample_features: pl.LazyFrame,
+        sample_features: dict[str, pl.LazyFrame],
         validation_profile: TensorFile,
         valuation: Valuation,
-    ) -> pl.DataFrame:
-        from forvalue_dagster.engine.feature_scoring import score_features
-        from forvalue_dagster.valuation.profile import ValidationProfile
+        gate: GatePolicy,
+        warnings: WarningPolicy,
+        storage: Storage,
+    ) -> Iterator[dg.Output[Any]]:
+        from forvalue_dagster.engine.feature_scoring import FeatureScoring
 
-        profile = ValidationProfile.from_tensors(
-            validation_profile.tensors, validation_profile.metadata
+        scoring = FeatureScoring.of(
+            _profile(validation_profile), valuation.options(), overwrite=True
         )
-        rows = sample_features.select(pl.len()).collect().item()
-        progress = log_progress(context.log, rows)
-        scores = score_features(
-            sample_features, profile, valuation.options(), progress, overwrite=True
-        )
-        return _described(context, naming, scores)
+
+        def score(shard: str) -> pl.DataFrame:
+            features = sample_features[shard]
+            rows = features.select(pl.len()).collect().item()
+            return scoring.score(features, log_progress(context.log, rows))
+
+        judge = _judge(context, naming, storage, validation_profile, gate, warnings)
+        yield from shard_scores(context, storage, score, judge)
 
     @decorate(
-        ins={"raw_finetuning_data": rows_in, "validation_profile": profile_in},
+        ins={
+            "raw_finetuning_data": dg.AssetIn(key=raw_key),
+            "validation_profile": profile_in,
+        },
         deps=model_dependency(naming, plan),
         kinds={"torch", "parquet"},
         pool=plan.pool,
         op_tags=plan.op_tags,
+        retry_policy=plan.retry_policy,
+        automation_condition=behind_checks(ignoring=naming.files),
     )
     def exact_scores(
         context: dg.AssetExecutionContext,
-        raw_finetuning_data: pl.DataFrame,
+        raw_finetuning_data: dict[str, pl.LazyFrame],
         validation_profile: TensorFile,
         valuation: Valuation,
+        gate: GatePolicy,
+        warnings: WarningPolicy,
         storage: Storage,
-    ) -> pl.DataFrame:
+    ) -> Iterator[dg.Output[Any]]:
         from forvalue_dagster.engine.scoring import score_rows
-        from forvalue_dagster.valuation.profile import ValidationProfile
 
-        profile = ValidationProfile.from_tensors(
-            validation_profile.tensors, validation_profile.metadata
-        )
-        progress = log_progress(context.log, len(raw_finetuning_data))
         adapter = trained_adapter(naming, plan, storage)
+        judge = _judge(context, naming, storage, validation_profile, gate, warnings)
         with engine_warnings(context.log), valuation.session(adapter) as loaded:
-            on_device = profile.to(loaded.device)
-            scores = score_rows(
-                loaded, raw_finetuning_data, on_device, valuation.options(), progress
-            )
-        return _described(context, naming, scores)
+            profile = _profile(validation_profile).to(loaded.device)
+
+            def score(shard: str) -> pl.DataFrame:
+                rows = raw_finetuning_data[shard].collect()
+                progress = log_progress(context.log, len(rows))
+                return score_rows(loaded, rows, profile, valuation.options(), progress)
+
+            yield from shard_scores(context, storage, score, judge)
 
     return exact_scores if plan.scoring == "exact" else scores_from_features
 
 
-def _described(
-    context: dg.AssetExecutionContext, naming: Naming, scores: pl.DataFrame
-) -> pl.DataFrame:
-    before = latest_materialization(
-        context.instance, naming.key("value_scores"), context.partition_key
+def _profile(stored: TensorFile) -> "ValidationProfile":
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+    return ValidationProfile.from_tensors(stored.tensors, stored.metadata)
+
+
+def _judge(
+    context: dg.AssetExecutionContext,
+    naming: Naming,
+    storage: Storage,
+    profile: TensorFile,
+    gate: GatePolicy,
+    warnings: WarningPolicy,
+) -> ScoreJudge | None:
+    """Return what judges each shard in a run over many; a single one has steps for its checks."""
+    if context.has_partition_key:
+        return None
+    path = storage.path(*naming.key("validation_data").path).with_suffix(".parquet")
+    validation = scan_table(storage, path).collect()
+    return ScoreJudge(
+        context.asset_key, StoredProbe.of(profile), validation, gate.rules(), warnings
     )
+
+
+def _describe(
+    context: dg.AssetExecutionContext, scores: pl.DataFrame, shard: str
+) -> dict[str, Any]:
+    before = latest_materialization(context.instance, context.asset_key, shard)
     previous = before.metadata.get(HISTOGRAM) if before else None
     ranked = scores.filter(pl.col("status") == "scored").sort("value", descending=True)
-    context.add_output_metadata(
-        {
-            **outcome_counts(scores),
-            **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
-            **({HISTOGRAM: now.to_json()} if (now := ValueHistogram.of(ranked["value"])) else {}),
-            "harmful_share": share(ranked["value"] < 0),
-            "values": histogram(
-                {"rows": scores["value"]}, title="Value of the shard's rows", unit="value"
-            ),
-            "most_valuable": extremes(ranked.head(EXTREMES)),
-            "least_valuable": extremes(ranked.tail(EXTREMES).reverse()),
-        }
-    )
-    return scores
+    now = ValueHistogram.of(ranked["value"])
+    return {
+        **outcome_counts(scores),
+        "dagster/partition_row_count": len(scores),
+        **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
+        **({HISTOGRAM: now.to_json()} if now else {}),
+        "harmful_share": share(ranked["value"] < 0),
+        "values": histogram(
+            {"rows": scores["value"]}, title="Value of the shard's rows", unit="value"
+        ),
+        "most_valuable": extremes(ranked.head(EXTREMES)),
+        "least_valuable": extremes(ranked.tail(EXTREMES).reverse()),
+    }

@@ -1,25 +1,43 @@
-"""Asset checks on value scores: nothing lost, the noise gate of each shard, and warnings."""
+"""Asset checks on value scores: nothing lost, no leak, the noise gate of each shard, warnings.
+
+Leaks of the validation set are looked for here and not at the rows: a new validation set, which
+makes new scores and no new rows, is what they must be looked for again.
+"""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.describe import EXTREMES, listing, outcome_counts, share
+from forvalue_dagster.orchestration.describe import (
+    EXTREMES,
+    MAX_ROWS_LISTED,
+    listing,
+    outcome_counts,
+    share,
+)
 from forvalue_dagster.orchestration.judging import StoredProbe
-from forvalue_dagster.orchestration.naming import ROW_CONSERVATION, Naming
+from forvalue_dagster.orchestration.naming import (
+    BLOCKING,
+    LEAKAGE,
+    NOISE_FRACTION,
+    ROW_CONSERVATION,
+    Naming,
+)
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
-from forvalue_dagster.orchestration.score_assets import HISTOGRAM
 from forvalue_dagster.quality.distribution import ValueHistogram, stability_index
 from forvalue_dagster.quality.standing import latest_materialization
-from forvalue_dagster.quality.verdicts import ShardVerdict
+from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict
 from forvalue_dagster.storage.tensors import TensorFile
 
-NOISE_FRACTION = "noise_fraction"
+# Metadata: how values are spread, and how they were when the shard was last valued.
+HISTOGRAM = "value_histogram"
+NEAR_LEAKAGE = "validation_near_leakage"
 NOISE_WARNING = "noise_warning"
 VALUE_DISTRIBUTION = "value_distribution"
 TRUNCATION = "truncation"
@@ -27,6 +45,9 @@ SKIPPED = "skipped"
 
 _CHECKS = {
     ROW_CONSERVATION: "Every raw row is scored or skipped with a reason, once.",
+    LEAKAGE: "No training row is a validation row, letter case, width and punctuation aside.",
+    NEAR_LEAKAGE: "No training row has a validation row's prompt, or most of its words in the "
+    "same order.",
     NOISE_FRACTION: "The lower end of the 95 % interval of the share of noisy rows is within the "
     "limit, the noise probe is fit to tell, and the prompts are like the validation prompts.",
     NOISE_WARNING: "The estimated share of noisy rows is within the limit too, and nothing about "
@@ -35,7 +56,6 @@ _CHECKS = {
     TRUNCATION: "Few rows were cut to the model's window.",
     SKIPPED: "Few rows are without a score.",
 }
-_BLOCKING = (ROW_CONSERVATION, NOISE_FRACTION)
 
 
 def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
@@ -48,10 +68,11 @@ def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 name,
                 asset=key,
-                blocking=name in _BLOCKING,
+                blocking=name in BLOCKING,
                 partitions_def=naming.shards,
                 additional_deps=[
                     naming.key("raw_finetuning_data"),
+                    naming.key("validation_data"),
                     naming.key("validation_profile"),
                 ],
                 description=description,
@@ -61,36 +82,70 @@ def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
         ins={
             "value_scores": dg.AssetIn(key=key),
             "raw_finetuning_data": dg.AssetIn(key=naming.key("raw_finetuning_data")),
+            "validation_data": dg.AssetIn(key=naming.key("validation_data")),
             "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
         },
     )
     def score_checks(
         context: dg.AssetCheckExecutionContext,
         value_scores: pl.DataFrame,
-        raw_finetuning_data: pl.LazyFrame,
+        raw_finetuning_data: pl.DataFrame,
+        validation_data: pl.DataFrame,
         validation_profile: TensorFile,
         gate: GatePolicy,
         warnings: WarningPolicy,
     ) -> Iterator[dg.AssetCheckResult]:
-        shard = context.partition_key
-        places = raw_finetuning_data.select("shard", "row").collect()
-        yield check_conservation(key, value_scores, places)
-        verdict = StoredProbe.of(validation_profile).judge(shard, value_scores, gate.rules())
-        yield from check_noise(key, value_scores, verdict)
-        latest = latest_materialization(context.instance, key, shard)
-        before = latest.metadata.get(f"previous_{HISTOGRAM}") if latest else None
-        previous = None
-        if isinstance(before, dg.JsonMetadataValue) and isinstance(before.data, Mapping):
-            previous = ValueHistogram.from_json(before.data)
-        yield check_distribution(key, value_scores, previous, warnings)
-        scored = value_scores.filter(pl.col("status") == "scored")
-        yield check_share(
-            key, TRUNCATION, share(scored["truncated"]), warnings.max_truncated_share, value_scores
+        latest = latest_materialization(context.instance, key, context.partition_key)
+        judge = ScoreJudge(
+            key, StoredProbe.of(validation_profile), validation_data, gate.rules(), warnings
         )
-        skipped = share(value_scores["status"] == "skipped")
-        yield check_share(key, SKIPPED, skipped, warnings.max_skipped_share, value_scores)
+        previous = latest.metadata.get(f"previous_{HISTOGRAM}") if latest else None
+        yield from judge.check(context.partition_key, value_scores, raw_finetuning_data, previous)
 
     return score_checks
+
+
+@dataclass(frozen=True)
+class ScoreJudge:
+    """All checks of value scores.
+
+    Attributes:
+        key: of the scores.
+        probe: of the profile that they were made against.
+        validation: the validation rows.
+        rules: what stops a shard.
+        warnings: what warns.
+    """
+
+    key: dg.AssetKey
+    probe: StoredProbe
+    validation: pl.DataFrame
+    rules: GateRules
+    warnings: WarningPolicy
+
+    def check(
+        self, shard: str, scores: pl.DataFrame, rows: pl.DataFrame, previous: object
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Judge a shard.
+
+        Args:
+            shard: the partition.
+            scores: its value scores.
+            rows: its rows.
+            previous: metadata: how its values were spread when it was last valued.
+        """
+        key, warnings = self.key, self.warnings
+        yield check_conservation(key, scores, rows.select("shard", "row"))
+        yield from check_leakage(key, rows, self.validation, warnings)
+        yield from check_noise(key, scores, self.probe.judge(shard, scores, self.rules))
+        before = None
+        if isinstance(previous, dg.JsonMetadataValue) and isinstance(previous.data, Mapping):
+            before = ValueHistogram.from_json(previous.data)
+        yield check_distribution(key, scores, before, warnings)
+        truncated = share(scores.filter(pl.col("status") == "scored")["truncated"])
+        yield check_share(key, TRUNCATION, truncated, warnings.max_truncated_share, scores)
+        skipped = share(scores["status"] == "skipped")
+        yield check_share(key, SKIPPED, skipped, warnings.max_skipped_share, scores)
 
 
 def check_conservation(
@@ -125,6 +180,40 @@ def check_conservation(
             "skipped": explained.height,
         },
     )
+
+
+def check_leakage(
+    key: dg.AssetKey, rows: pl.DataFrame, validation: pl.DataFrame, warnings: WarningPolicy
+) -> Iterator[dg.AssetCheckResult]:
+    """Report rows of the validation set among the training rows: equal ones, and near ones."""
+    from forvalue_dagster.quality.leakage import find_leaks
+
+    leaks = find_leaks(rows, validation, warnings.near_leak_similarity)
+    for name, found, what in (
+        (LEAKAGE, leaks.filter(pl.col("kind") == "row"), "are validation rows"),
+        (
+            NEAR_LEAKAGE,
+            leaks.filter(pl.col("kind") != "row"),
+            "share the prompt or most words of a validation row",
+        ),
+    ):
+        places = found["row"].head(MAX_ROWS_LISTED).to_list()
+        more = "…" if len(found) > MAX_ROWS_LISTED else ""
+        named = f" (rows {', '.join(map(str, places))}{more})"
+        yield dg.AssetCheckResult(
+            asset_key=key,
+            check_name=name,
+            passed=found.is_empty(),
+            severity=dg.AssetCheckSeverity.ERROR if name == LEAKAGE else dg.AssetCheckSeverity.WARN,
+            description=f"{len(found)} of {len(rows)} rows {what}"
+            + (f"{named}. Take them out of the one or the other." if len(found) else "."),
+            metadata={
+                "leaks": len(found),
+                "rows": len(rows),
+                "validation_rows": len(validation),
+                **listing("leaking_rows", found.with_columns(pl.col("similarity").round(3))),
+            },
+        )
 
 
 def check_noise(

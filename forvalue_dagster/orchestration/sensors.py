@@ -1,62 +1,224 @@
-"""New and changed shards become partitions and runs."""
+"""Sensors that see what changed outside Dagster: shards, validation rows, a local model."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 
 import dagster as dg
 
-from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.resources import RowSource
+from forvalue_dagster.data.files import DataFileError
+from forvalue_dagster.orchestration.naming import (
+    MODEL_FILES,
+    TRAINING_FILES,
+    TRAINING_SHARDS,
+    VALIDATION_FILES,
+    Naming,
+)
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.retention import purge_request
+from forvalue_dagster.orchestration.sources import RowSource
+from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
+from forvalue_dagster.storage.source_files import LocalFiles, state_of
 
-SHARDS_PER_TICK = 50
+_SECONDS = 30
 
 
-def build_shard_sensor(naming: Naming, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Build the sensor that watches the training folder.
+@dataclass(frozen=True)
+class Discovery:
+    """What changed among the shards of a source.
 
-    The cursor is JSON: shard → version. A new or changed shard is registered and valued, one
-    whose file is gone is unregistered; at most 50 a tick.
+    Attributes:
+        present: shard → state, of those that are known or new, without what was put off.
+        changed: new shards, and those in another state.
+        gone: shards whose file is not there any more.
+        registers: whether the set of shards is another one.
+    """
+
+    present: dict[str, str]
+    changed: list[str]
+    gone: list[str]
+    registers: bool
+
+    @classmethod
+    def of(cls, known: Mapping[str, str], now: Mapping[str, str], limit: int) -> Discovery:
+        """Compare two states of a source; at most `limit` changes are looked at."""
+        changed = sorted(shard for shard in now if now[shard] != known.get(shard))[:limit]
+        gone = sorted(known.keys() - now.keys())
+        present = {shard: state for shard, state in known.items() if shard not in gone}
+        present |= {shard: now[shard] for shard in changed}
+        return cls(present, changed, gone, present.keys() != known.keys())
+
+    def events(self, naming: Naming) -> list[dg.AssetMaterialization]:
+        """Return the reports on which automation acts."""
+        events = [
+            _event(naming.key(TRAINING_FILES), self.present[shard], shard) for shard in self.changed
+        ]
+        if self.registers:
+            names = sha256("\n".join(sorted(self.present)).encode()).hexdigest()[:32]
+            events.append(_event(naming.key(TRAINING_SHARDS), names))
+        return events
+
+
+def build_shard_sensor(
+    naming: Naming, purge: dg.JobDefinition, *, running: bool, shards_per_tick: int
+) -> dg.SensorDefinition:
+    """Build the sensor that watches the training rows.
+
+    It launches nothing but the removal of what is gone: it registers shards, and reports the
+    state of their files, on which automation acts. The cursor is JSON: shard → state. It is
+    written last, and all else may happen twice: so a tick that dies is simply done again.
+
+    Args:
+        naming: of the graph.
+        purge: removes the files of shards that are gone.
+        running: whether it runs by default.
+        shards_per_tick: at most so many new or changed shards a tick.
     """
 
     @dg.sensor(
         name=naming.name("new_shards"),
-        job=job,
-        minimum_interval_seconds=60,
-        description="Registers new and changed files of the training folder and values them.",
+        job=purge,
+        minimum_interval_seconds=_SECONDS,
+        default_status=_status(running),
+        description="Registers new shards, reports changed ones, removes what is gone.",
     )
     def new_shards(
         context: dg.SensorEvaluationContext, training_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
         known: dict[str, str] = json.loads(context.cursor or "{}")
-        present = {shard: _version(path) for shard, path in training_rows.shards().items()}
-        changed = sorted(shard for shard in present if present[shard] != known.get(shard))
-        changed = changed[:SHARDS_PER_TICK]
-        gone = sorted(known.keys() - present.keys())
-        if not changed and not gone:
+        try:
+            now = {shard: file.state for shard, file in training_rows.listing().items()}
+        except DataFileError as error:
+            # A folder that is away for a while must not look like shards that are gone.
+            return dg.SkipReason(str(error))
+        found = Discovery.of(known, now, shards_per_tick)
+        if not found.changed and not found.gone:
             return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
-        cursor = {shard: version for shard, version in known.items() if shard not in gone}
-        cursor |= {shard: present[shard] for shard in changed}
+        shards = dg.DynamicPartitionsDefinition(name=naming.name("shards"))
         requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
-        if changed:
-            requests.append(naming.shards.build_add_request(changed))
-        if gone:
-            requests.append(naming.shards.build_delete_request(gone))
+        if found.changed:
+            requests.append(shards.build_add_request(found.changed))
+        if found.gone:
+            requests.append(shards.build_delete_request(found.gone))
+        removed = json.dumps([[shard, known[shard]] for shard in found.gone])
+        key = sha256(removed.encode()).hexdigest()
         return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(run_key=f"{shard}:{present[shard]}", partition_key=shard)
-                for shard in changed
-            ],
+            run_requests=[purge_request(naming, f"gone:{key}")] if found.gone else [],
+            asset_events=found.events(naming),
             dynamic_partitions_requests=requests,
-            cursor=json.dumps(cursor, sort_keys=True),
+            cursor=json.dumps(found.present, sort_keys=True),
         )
 
     return new_shards
 
 
-def _version(path: Path) -> str:
-    """Tell one state of a file, or of a folder that is one dataset, from another."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return "-".join(f"{stat.st_size}.{stat.st_mtime_ns}" for stat in stats)
+def build_discovery_schedule(
+    naming: Naming, purge: dg.JobDefinition, cron: str
+) -> dg.ScheduleDefinition:
+    """Build a schedule in place of the sensors: it looks for changes at its hours.
+
+    What is known is read from the event log, where the reports of its last turn lie.
+    """
+
+    @dg.schedule(
+        cron_schedule=cron,
+        job=purge,
+        name=naming.name("discovery"),
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Registers new shards, reports changed ones and changed validation rows.",
+    )
+    def discovery(
+        context: dg.ScheduleEvaluationContext, training_rows: RowSource, validation_rows: RowSource
+    ) -> dg.RunRequest | dg.SkipReason:
+        instance = context.instance
+        known = {}
+        for shard in naming.registered(instance):
+            last = latest_materialization(instance, naming.key(TRAINING_FILES), shard)
+            known[shard] = last.data_version if last else ""
+        now = {shard: file.state for shard, file in training_rows.listing().items()}
+        found = Discovery.of(known, now, len(now))
+        shards = naming.name("shards")
+        if found.changed:
+            instance.add_dynamic_partitions(shards, found.changed)
+        for shard in found.gone:
+            instance.delete_dynamic_partition(shards, shard)
+        for event in found.events(naming):
+            instance.report_runless_asset_event(event)
+        key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
+        last = latest_materialization(instance, key)
+        if last is None or last.data_version != state:
+            instance.report_runless_asset_event(_event(key, state))
+        if found.gone:
+            return purge_request(naming, f"gone:{context.scheduled_execution_time.isoformat()}")
+        return dg.SkipReason(f"{len(found.changed)} shards new or changed, none gone.")
+
+    return discovery
+
+
+def build_validation_sensor(naming: Naming, *, running: bool) -> dg.SensorDefinition:
+    """Build the sensor that watches the validation rows; the cursor is their state."""
+
+    @dg.sensor(
+        name=naming.name("validation_changes"),
+        minimum_interval_seconds=_SECONDS,
+        default_status=_status(running),
+        description="Reports changes of the validation rows.",
+    )
+    def validation_changes(
+        context: dg.SensorEvaluationContext, validation_rows: RowSource
+    ) -> dg.SensorResult | dg.SkipReason:
+        return _report(
+            context, naming.key(VALIDATION_FILES), lambda: _listed_state(validation_rows)
+        )
+
+    return validation_changes
+
+
+def build_model_sensor(
+    naming: Naming, valuation: Valuation, *, running: bool
+) -> dg.SensorDefinition:
+    """Build the sensor that watches the folders of a local model; the cursor is their state."""
+
+    def state() -> str:
+        folders = [LocalFiles(folder).states() for folder in valuation.local_folders()]
+        return state_of(
+            {f"{index}/{path}": s for index, f in enumerate(folders) for path, s in f.items()}
+        )
+
+    @dg.sensor(
+        name=naming.name("model_changes"),
+        minimum_interval_seconds=_SECONDS,
+        default_status=_status(running),
+        description="Reports changes of the model's files.",
+    )
+    def model_changes(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        return _report(context, naming.key(MODEL_FILES), state)
+
+    return model_changes
+
+
+def _report(
+    context: dg.SensorEvaluationContext, key: dg.AssetKey, state: Callable[[], str]
+) -> dg.SensorResult | dg.SkipReason:
+    try:
+        now = state()
+    except DataFileError as error:
+        return dg.SkipReason(str(error))
+    if now == context.cursor:
+        return dg.SkipReason("Nothing changed.")
+    return dg.SensorResult(asset_events=[_event(key, now)], cursor=now)
+
+
+def _listed_state(rows: RowSource) -> str:
+    return state_of({shard: file.state for shard, file in rows.listing().items()})
+
+
+def _event(key: dg.AssetKey, state: str, shard: str | None = None) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(key, partition=shard, tags={DATA_VERSION: state})
+
+
+def _status(running: bool) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED

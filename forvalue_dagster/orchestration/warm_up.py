@@ -14,17 +14,20 @@ from pathlib import Path
 import dagster as dg
 from upath import UPath
 
-from forvalue_dagster.orchestration.naming import CODE_VERSION, Naming, Plan
-from forvalue_dagster.orchestration.resources import RowSource, Valuation
-from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.orchestration.automation import when_configured_anew
+from forvalue_dagster.orchestration.naming import MODEL_FILES, Naming, Plan, code_version
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.sources import RowSource
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.location import Storage
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def model_dependency(naming: Naming, plan: Plan) -> list[dg.AssetKey]:
     """Return what the steps with a model depend on beside their rows."""
-    return [naming.key("valuation_model")] if plan.warm_up is not None else []
+    trained = [naming.key("valuation_model")] if plan.warm_up is not None else []
+    return trained + ([naming.key(MODEL_FILES)] if plan.watches_model else [])
 
 
 def trained_adapter(naming: Naming, plan: Plan, storage: Storage) -> Path | None:
@@ -33,11 +36,17 @@ def trained_adapter(naming: Naming, plan: Plan, storage: Storage) -> Path | None
     Raises:
         dagster.Failure: if it has not been trained yet.
     """
-    if plan.warm_up is None:
-        return None
+    return None if plan.warm_up is None else fetch_adapter(adapter_pointer(naming, storage))
+
+
+def fetch_adapter(pointer: UPath) -> Path:
+    """Return a local folder with the adapter that a pointer names.
+
+    Raises:
+        dagster.Failure: if it has not been trained yet.
+    """
     from forvalue_dagster.models.embedded import cache_root
 
-    pointer = _pointer(naming, storage)
     if not pointer.exists():
         raise dg.Failure(
             f"A warm-up is configured, but {pointer} is absent. Materialise valuation_model first.",
@@ -64,11 +73,13 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         key=naming.key("valuation_model"),
         group_name=naming.group,
         kinds={"torch", "huggingface"},
-        code_version=f"{CODE_VERSION}-{sha256(configuration.encode()).hexdigest()[:8]}",
+        code_version=code_version(asdict(warm_up)),
+        automation_condition=when_configured_anew(),
         description="A LoRA adapter that adapts the base model to the task before anything is "
         "valued. Pinned: it is trained again only when asked for.",
         pool=plan.pool,
         op_tags=plan.op_tags,
+        retry_policy=plan.retry_policy,
     )
     def valuation_model(
         context: dg.AssetExecutionContext,
@@ -89,7 +100,7 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
             valuation.config(), rows, valuation.tokens, warm_up, workspace, context.log.info
         )
         digest = fingerprint_files(adapter / name for name in _FILES)
-        pointer = _pointer(naming, storage)
+        pointer = adapter_pointer(naming, storage)
         for name in _FILES:
             with atomic_write(pointer.parent / pointer.stem / digest / name) as stream:
                 stream.write((adapter / name).read_bytes())
@@ -110,5 +121,6 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
     return valuation_model
 
 
-def _pointer(naming: Naming, storage: Storage) -> UPath:
+def adapter_pointer(naming: Naming, storage: Storage) -> UPath:
+    """Return the file that names the adapter in force."""
     return storage.path(*naming.key("valuation_model").path).with_suffix(".json")

@@ -12,11 +12,26 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from forvalue_dagster.quality.standing import latest_materialization
+from forvalue_dagster.quality.standing import check_standing, latest_materialization
 from forvalue_dagster.quality.verdicts import ShardVerdict
 
 MANIFEST = "manifest"
 CERTIFIED = "certified"
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """One materialisation that a shard of a dataset was read from.
+
+    Attributes:
+        storage_id: its place in the event log.
+        data_version: its content.
+        checks: blocking checks that had passed for it.
+    """
+
+    storage_id: int
+    data_version: str
+    checks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,12 +41,12 @@ class ShardEntry:
     Attributes:
         verdict: of its noise gate.
         blocked_by: what else keeps it out; empty if nothing does.
-        made_from: asset → storage id of the materialisation that was read.
+        made_from: asset → what was read of it.
     """
 
     verdict: ShardVerdict
     blocked_by: tuple[str, ...]
-    made_from: dict[str, int]
+    made_from: dict[str, MadeFrom]
 
     @property
     def shard(self) -> str:
@@ -59,7 +74,7 @@ class Manifest:
         shards: every valued shard, in or out.
         missing_shards: registered, but not valued.
         on_blocked_shard: "fail" or "exclude".
-        partitions: name of the dynamic partitions that shards are.
+        partitions: name of the dynamic partitions that shards are; None if they are others.
         rows: counts "in", "kept", "dropped".
         selection: the policy, as plain values.
         refinement: how rows were computed again, or None.
@@ -68,7 +83,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     missing_shards: tuple[str, ...]
     on_blocked_shard: Literal["fail", "exclude"]
-    partitions: str
+    partitions: str | None
     rows: dict[str, int]
     selection: dict[str, Any]
     refinement: dict[str, Any] | None = None
@@ -95,24 +110,38 @@ class Manifest:
         return found
 
     def outdated(self, instance: dg.DagsterInstance) -> list[str]:
-        """Return which shards of the dataset were made again or taken away since."""
-        registered = set(instance.get_dynamic_partitions(self.partitions))
+        """Return which shards of the dataset were taken away since, or hold something else.
+
+        A shard that was made again with the same content, and whose blocking checks hold for it,
+        is the same shard.
+        """
+        registered = None
+        if self.partitions is not None:
+            registered = set(instance.get_dynamic_partitions(self.partitions))
         found = []
         for entry in self.shards:
             if not entry.passed:
                 continue
-            if entry.shard not in registered:
+            if registered is not None and entry.shard not in registered:
                 found.append(f"shard {entry.shard!r} was withdrawn after the dataset was built")
                 continue
-            for name, storage_id in entry.made_from.items():
-                latest = latest_materialization(
-                    instance, dg.AssetKey.from_user_string(name), entry.shard
-                )
-                if latest is None or latest.storage_id != storage_id:
+            for name, made in entry.made_from.items():
+                key = dg.AssetKey.from_user_string(name)
+                latest = latest_materialization(instance, key, entry.shard)
+                if latest is not None and latest.storage_id == made.storage_id:
+                    continue
+                if latest is None or latest.data_version != made.data_version:
                     what = "wiped" if latest is None else "made again"
                     found.append(
                         f"{name} of shard {entry.shard!r} was {what} after the dataset was built"
                     )
+                    continue
+                for check in made.checks:
+                    standing = check_standing(
+                        instance, dg.AssetCheckKey(key, check), latest, entry.shard
+                    )
+                    if not standing.holds:
+                        found.append(standing.summary)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +163,10 @@ class Manifest:
                     ShardEntry(
                         ShardVerdict(**record["verdict"]),
                         tuple(record["blocked_by"]),
-                        dict(record["made_from"]),
+                        {
+                            name: MadeFrom(**made | {"checks": tuple(made["checks"])})
+                            for name, made in record["made_from"].items()
+                        },
                     )
                     for record in shards
                 ),

@@ -2,8 +2,9 @@
 
 A blocking check protects the run that it is part of. Whoever starts another run must ask whether
 the last execution of the check passed *for the materialisation about to be read*. Public API of
-Dagster answers that in automation conditions only. The one call that is not public, the history
-of a check's executions in the event log, is made here and nowhere else.
+Dagster answers that in automation conditions only. What is not public is used here and nowhere
+else: the history of a check's executions in the event log, the materialisation that an evaluation
+names as its target, and the tags that name what a materialisation was made from.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import dagster as dg
 
 Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missing", "outdated"]
+
+DATA_VERSION = "dagster/data_version"
 
 # How far back to look past runs that were to rebuild an asset and failed.
 _HISTORY = 25
@@ -37,14 +40,21 @@ class Materialization:
     Attributes:
         storage_id: its place in the event log; later ones are larger.
         run_id: the run that made it.
+        timestamp: when.
         metadata: its metadata.
         tags: its tags; Dagster's own name the materialisations it was made from.
     """
 
     storage_id: int
     run_id: str
+    timestamp: float
     metadata: Mapping[str, dg.MetadataValue[Any]]
     tags: Mapping[str, str]
+
+    @property
+    def data_version(self) -> str:
+        """Another one whenever the content is another."""
+        return self.tags.get(DATA_VERSION, str(self.storage_id))
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,53 @@ def latest_materialization(
         return None
     event = records[0].asset_materialization
     assert event is not None  # the filter asks for nothing else
+    record = records[0]
     return Materialization(
-        records[0].storage_id, records[0].run_id, event.metadata, event.tags or {}
+        record.storage_id, record.run_id, record.timestamp, event.metadata, event.tags or {}
     )
+
+
+def check_evaluation(
+    result: dg.AssetCheckResult, partition: str, materialization: Materialization, *, blocking: bool
+) -> dg.AssetCheckEvaluation:
+    """Return a check's result as the event of one partition, of what the check looked at."""
+    from dagster._core.definitions.asset_checks import asset_check_evaluation as events
+
+    assert result.asset_key is not None
+    assert result.check_name is not None
+    return dg.AssetCheckEvaluation(
+        asset_key=result.asset_key,
+        check_name=result.check_name,
+        passed=result.passed,
+        metadata={
+            name: value
+            for name, value in result.metadata.items()
+            if not isinstance(value, dg.NullMetadataValue)
+        },
+        severity=result.severity,
+        description=result.description,
+        partition=partition,
+        blocking=blocking,
+        target_materialization_data=events.AssetCheckEvaluationTargetMaterializationData(
+            storage_id=materialization.storage_id,
+            run_id=materialization.run_id,
+            timestamp=materialization.timestamp,
+        ),
+    )
+
+
+def provenance(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, partition: str
+) -> dict[str, str]:
+    """Return the tags of a materialisation as Dagster gives them: code version, parents."""
+    tags = {"dagster/code_version": context.assets_def.code_versions_by_key[key] or ""}
+    for parent in context.assets_def.asset_deps[key]:
+        made = latest_materialization(context.instance, parent, partition)
+        made = made or latest_materialization(context.instance, parent)
+        name = parent.to_user_string()
+        tags[f"dagster/input_data_version/{name}"] = made.data_version if made else "INITIAL"
+        tags[f"dagster/input_event_pointer/{name}"] = str(made.storage_id) if made else "NULL"
+    return tags | {"dagster/data_version_is_user_provided": "true"}
 
 
 def check_standing(

@@ -53,6 +53,11 @@ class FeatureStore:
                 taken.update(lines["sample_id"])
                 yield lines
 
+    def known(self, mark: str, sample_ids: pl.Series) -> pl.Series:
+        """Return which sample ids have lines with this fingerprint."""
+        ids = self._index(mark)["sample_id"]
+        return sample_ids.filter(sample_ids.is_in(ids.implode()))
+
     def refresh(self, path: UPath) -> None:
         """Take notice of a table that was written."""
         for mark, index in self._indexes.items():

@@ -72,8 +72,9 @@ class StoredParts:
             yield from [part] if self.places is None else placed(part, self.places)
 
     def clear(self) -> None:
-        """Remove every part of this attempt."""
+        """Remove every part of this attempt, and the folder if it was the last."""
         self._remove(self.folder / self.attempt)
+        self.sweep(lambda attempt: False)
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
         """Remove the parts of other attempts that are over, and the folder when it is empty."""

@@ -20,7 +20,7 @@ from forvalue_dagster.orchestration.score_checks import (
 )
 from forvalue_dagster.orchestration.selection_check import check_selection
 from forvalue_dagster.quality.distribution import ValueHistogram
-from forvalue_dagster.quality.manifest import Manifest, ShardEntry
+from forvalue_dagster.quality.manifest import MadeFrom, Manifest, ShardEntry
 from forvalue_dagster.quality.verdicts import SHIFTED, ShardVerdict
 
 KEY = dg.AssetKey("value_scores")
@@ -136,7 +136,7 @@ def test_a_selection_that_is_worth_less_or_starves_a_shard_warns() -> None:
 
 def entry(shard: str, passed: bool = True, **other) -> ShardEntry:
     verdict = ShardVerdict(shard, "pass" if passed else "fail", passed, "because", 0.15)
-    return ShardEntry(verdict, other.get("blocked_by", ()), {"value_scores": 7})
+    return ShardEntry(verdict, other.get("blocked_by", ()), {"value_scores": MadeFrom(7, "v", ())})
 
 
 @pytest.mark.parametrize(

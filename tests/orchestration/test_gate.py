@@ -333,7 +333,12 @@ def test_automation_releases_the_others_with_one_bad_shard(project: Gated) -> No
     assert project.manifest()["rows"]["kept"] > 0
     second = requested(project, first.cursor)
     assert second.get_num_requested(DATASET) == 0
-    # The bad shard is valued again, and still bad: the dataset is built again without it.
+    # The bad shard is valued again, as it was: nothing to do.
+    assert not project.run("forvalue_shard", "bad").success
+    second = requested(project, second.cursor)
+    assert second.get_num_requested(DATASET) == 0
+    # It changes, and is still bad: the dataset is built again without it.
+    project.write("train/bad.jsonl", project.rows(20, UNLIKELY, seed=12))
     assert not project.run("forvalue_shard", "bad").success
     third = requested(project, second.cursor)
     assert third.get_num_requested(DATASET) == 1

@@ -52,7 +52,7 @@ def test_a_good_shard_passes_and_a_bad_one_is_blocked(project: Project) -> None:
             dg.AssetRecordsFilter(dg.AssetKey("value_scores"), asset_partitions=["good"]), limit=1
         ).records
     )
-    assert entries["good"]["made_from"]["value_scores"] == scores.storage_id
+    assert entries["good"]["made_from"]["value_scores"]["storage_id"] == scores.storage_id
     assert project.manifest()["rows"] == {"in": 50, "kept": 15, "dropped": 35}
 
 

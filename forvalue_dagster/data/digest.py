@@ -1,0 +1,22 @@
+"""The content of a table as a short name."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import polars as pl
+
+_ROWS_AT_A_TIME = 10_000
+
+
+def digest(frame: pl.DataFrame) -> str:
+    """Hash a table's columns and values, in order; the same values give the same name anywhere.
+
+    Args:
+        frame: without binary columns.
+    """
+    names = ",".join(f"{name}:{dtype}" for name, dtype in frame.schema.items())
+    content = sha256(names.encode("utf-8", "surrogatepass"))
+    for rows in frame.iter_slices(_ROWS_AT_A_TIME):
+        content.update(rows.write_ndjson().encode("utf-8", "surrogatepass"))
+    return content.hexdigest()[:32]

@@ -1,0 +1,152 @@
+"""The feature pass of one shard, wherever it runs: in the asset's step, or in a worker."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from upath import UPath
+
+from forvalue_dagster.orchestration.naming import resolved
+from forvalue_dagster.orchestration.progress import log_progress
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.storage.feature_store import FeatureStore
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parts import StoredParts
+
+if TYPE_CHECKING:
+    from forvalue_dagster.models.loading import LoadedModel
+
+
+# The check of a worker: every row has a line.
+FEATURE_ROWS = "feature_rows"
+_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+@dataclass(frozen=True)
+class ShardFeatures:
+    """What a feature pass made of a shard.
+
+    Attributes:
+        parts: the table, not yet written.
+        lines: the table without its tensors.
+        fingerprint: of model and options.
+        reused: rows whose features were there.
+        repeated: rows that repeat another row of the shard.
+        passed: rows that went through the model.
+    """
+
+    parts: StoredParts
+    lines: pl.DataFrame
+    fingerprint: str
+    reused: int
+    repeated: int
+    passed: int
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the rows and of what decides their features.
+
+        Not of the floats, whose last digits depend on the batches.
+        """
+        decided = self.lines.select("shard", "row", "sample_id", "status", "reason")
+        content = f"{self.fingerprint}\n{decided.sort('row').write_ndjson()}"
+        return sha256(content.encode()).hexdigest()[:32]
+
+    @property
+    def figures(self) -> dict[str, int | str]:
+        """Plain metadata."""
+        return {
+            "dagster/partition_row_count": len(self.lines),
+            "scored": self.lines.filter(pl.col("status") == "scored").height,
+            "skipped": self.lines.filter(pl.col("status") == "skipped").height,
+            "response_tokens": int(self.lines["response_tokens"].sum()),
+            "rows_reused": self.reused,
+            "rows_repeated": self.repeated,
+            "rows_passed": self.passed,
+            "parts": len(self.parts.keys),
+            "parts_reused": self.parts.reused,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def pass_shard(
+    loaded: LoadedModel,
+    rows: pl.DataFrame,
+    parts: StoredParts,
+    store: FeatureStore | None,
+    valuation: Valuation,
+    log: logging.Logger,
+) -> ShardFeatures:
+    """Compute the features of a shard, as far as they are not stored already.
+
+    Args:
+        loaded: the model.
+        rows: canonical rows.
+        parts: where parts of the table are kept until it is written.
+        store: of finished tables; None passes every row.
+        valuation: the options.
+        log: that progress goes to.
+    """
+    from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS
+    from forvalue_dagster.engine.reuse import FeaturePass
+
+    passing = FeaturePass(loaded, rows, valuation.options(), store)
+    progress = log_progress(log, len(rows))
+    lines = pl.concat(part.select(PLAIN_COLUMNS) for part in passing.parts(parts, progress))
+    log.info(
+        f"{passing.reused} of {len(rows)} rows had their features already and {passing.repeated} "
+        f"repeat another row; {passing.passed} went through the model."
+    )
+    if parts.reused:
+        log.info(f"{parts.reused} of {len(parts.keys)} parts had been finished by a run before.")
+    return ShardFeatures(
+        parts, lines, passing.mark, passing.reused, passing.repeated, passing.passed
+    )
+
+
+def parts_of(folder: UPath, shard: str, attempt: str, rows: pl.DataFrame) -> StoredParts:
+    """Return the parts of a shard's feature table.
+
+    Args:
+        folder: of the feature tables.
+        shard: the partition.
+        attempt: the run.
+        rows: of the shard.
+    """
+    places = rows.select("shard", "row", "sample_id")
+    return StoredParts(folder / f".{shard}.parts", attempt, places)
+
+
+def worker_job(
+    rows: UPath,
+    features: UPath,
+    attempt: str,
+    valuation: Valuation,
+    storage: Storage,
+    adapter: UPath | None,
+) -> dict[str, Any]:
+    """Write down what `forvalue_dagster.worker` is to do, as JSON can hold it.
+
+    Keys to the storage are left out: the worker finds its own.
+
+    Args:
+        rows: the shard's rows.
+        features: where its feature table goes.
+        attempt: the run.
+        valuation: model and options.
+        storage: that both lie in.
+        adapter: pointer to an adapter that was trained here, if there is one.
+    """
+    s3 = None if storage.s3 is None else resolved(storage.s3, without=_SECRETS)
+    return {
+        "rows": str(rows),
+        "features": str(features),
+        "attempt": attempt,
+        "valuation": resolved(valuation),
+        "storage": {**resolved(storage, without=("s3", "storage_options")), "s3": s3},
+        "adapter": None if adapter is None else str(adapter),
+    }

@@ -1,0 +1,174 @@
+"""What nobody reads any more: files of shards that are gone, features of another model, parts."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+from upath import UPath
+
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import scan_table
+
+Kind = Literal["gone_shards", "other_fingerprints", "parts"]
+TABLES = ("raw_finetuning_data", "sample_features", "value_scores", "training_attribution")
+_OP = "sweep"
+
+
+class Retention(dg.Config):
+    """What to look for, and what to do with it."""
+
+    gone_shards: bool = Field(
+        default=True, description="Look for tables of shards that are not registered."
+    )
+    other_fingerprints: bool = Field(
+        default=True,
+        description="Look for features that do not fit the validation profile in force.",
+    )
+    parts: bool = Field(
+        default=True, description="Look for parts of feature passes whose run is over."
+    )
+    remove: bool = Field(default=False, description="Remove what is found; else only report it.")
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file or folder that nobody reads.
+
+    Attributes:
+        path: of it.
+        kind: why nobody does.
+        table: the asset it belongs to.
+        shard: the partition.
+        bytes: its size.
+    """
+
+    path: UPath
+    kind: Kind
+    table: str
+    shard: str
+    bytes: int
+
+
+def build_retention_job(naming: Naming) -> dg.JobDefinition:
+    """Build the job `forvalue_retention`, which reports orphans and, asked to, removes them."""
+
+    @dg.op(name=naming.name(_OP))
+    def sweep(context: dg.OpExecutionContext, config: Retention, storage: Storage) -> None:
+        found = list(find_orphans(context.instance, naming, storage, config))
+        for orphan in found:
+            if not config.remove:
+                continue
+            orphan.path.fs.rm(orphan.path.path, recursive=True)
+            if orphan.kind == "gone_shards":
+                # Should the shard come back, with the same content even, it is made again.
+                context.log_event(
+                    dg.AssetMaterialization(
+                        naming.key(orphan.table),
+                        partition=orphan.shard,
+                        description="Removed: the shard is gone.",
+                        tags={DATA_VERSION: "removed"},
+                    )
+                )
+        size = sum(orphan.bytes for orphan in found)
+        context.log.info(
+            f"{'Removed' if config.remove else 'Found'} {len(found)} files or folders that nobody "
+            f"reads, {size / 1e6:,.1f} MB."
+        )
+        context.add_output_metadata(
+            {
+                "orphans": len(found),
+                "megabytes": round(size / 1e6, 1),
+                "removed": config.remove,
+                "files": dg.MetadataValue.table(
+                    [
+                        dg.TableRecord(
+                            {
+                                "path": str(o.path),
+                                "kind": o.kind,
+                                "shard": o.shard,
+                                "bytes": o.bytes,
+                            }
+                        )
+                        for o in found[:1000]
+                    ],
+                    dg.TableSchema(
+                        [
+                            dg.TableColumn("path"),
+                            dg.TableColumn("kind"),
+                            dg.TableColumn("shard"),
+                            dg.TableColumn("bytes", "int"),
+                        ]
+                    ),
+                ),
+            }
+        )
+
+    @dg.job(
+        name=naming.name("retention"),
+        description="Report, and with remove take away, tables of shards that are gone, features "
+        "of another model, and parts that a killed run left.",
+    )
+    def retention() -> None:
+        sweep()
+
+    return retention
+
+
+def purge_request(naming: Naming, run_key: str) -> dg.RunRequest:
+    """Return the request of a run that removes what belongs to shards that are gone."""
+    config = Retention(other_fingerprints=False, parts=False, remove=True)
+    return dg.RunRequest(run_key=run_key, run_config=dg.RunConfig(ops={naming.name(_OP): config}))
+
+
+def find_orphans(
+    instance: dg.DagsterInstance, naming: Naming, storage: Storage, wanted: Retention
+) -> Iterator[Orphan]:
+    """Yield what nobody reads.
+
+    Args:
+        instance: that knows shards, runs and the profile in force.
+        naming: of the graph.
+        storage: that holds the files.
+        wanted: what to look for.
+    """
+    registered = set(naming.registered(instance))
+    profile = latest_materialization(instance, naming.key("validation_profile"))
+    mark = profile.metadata["fingerprint"].value if profile else None
+    for table in TABLES:
+        folder = storage.path(*naming.key(table).path)
+        if not folder.exists():
+            continue
+        for path in sorted(folder.iterdir(), key=str):
+            if path.suffix == ".parts" and path.name.startswith("."):
+                shard = path.name.removeprefix(".").removesuffix(".parts")
+                if wanted.parts and _is_over(instance, path):
+                    yield Orphan(path, "parts", table, shard, _size(path))
+                continue
+            shard = path.stem
+            if path.suffix != ".parquet" or path.name.startswith("."):
+                continue
+            if shard not in registered:
+                if wanted.gone_shards:
+                    yield Orphan(path, "gone_shards", table, shard, _size(path))
+            elif table == "sample_features" and wanted.other_fingerprints and mark is not None:
+                rows = scan_table(storage, path).select(pl.col("fingerprint").first()).collect()
+                if rows.item() not in (None, mark):
+                    yield Orphan(path, "other_fingerprints", table, shard, _size(path))
+
+
+def _is_over(instance: dg.DagsterInstance, folder: UPath) -> bool:
+    runs = [instance.get_run_by_id(path.name) for path in folder.iterdir()]
+    return all(run is None or run.is_finished for run in runs)
+
+
+def _size(path: UPath) -> int:
+    if path.is_file():
+        return int(path.stat().st_size)
+    return sum(int(inside.stat().st_size) for inside in path.rglob("*") if inside.is_file())

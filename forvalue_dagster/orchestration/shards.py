@@ -1,0 +1,149 @@
+"""Steps over shards: one shard a run, or many, each with a verdict of its own.
+
+Dagster runs an asset over a range of partitions in one step, but gives all of them one data
+version, and its checks no partition. So in such a run the step itself records, shard by shard,
+what it made and what its checks say; and as it then yields no output, Dagster skips the steps of
+the same checks. A run of a single shard goes Dagster's ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import polars as pl
+from upath import UPath
+
+from forvalue_dagster.orchestration.naming import BLOCKING
+from forvalue_dagster.orchestration.plots import without_plots
+from forvalue_dagster.quality.standing import (
+    DATA_VERSION,
+    check_evaluation,
+    latest_materialization,
+    provenance,
+)
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import describe_columns, table_path, write_table
+from forvalue_dagster.storage.parts import StoredParts
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """What a step made of one shard.
+
+    Attributes:
+        table: the rows.
+        metadata: of the materialisation.
+        data_version: another one whenever the content is another.
+    """
+
+    table: pl.DataFrame | StoredParts
+    metadata: dict[str, Any]
+    data_version: str
+
+
+# (shard, its table) → results of all checks of the step's asset.
+Check = Callable[[str, ShardTable], Iterator[dg.AssetCheckResult]]
+
+
+def materialize_shards(
+    context: dg.AssetExecutionContext,
+    storage: Storage,
+    make: Callable[[str], ShardTable],
+    check: Check | None = None,
+    made: Callable[[UPath], None] | None = None,
+) -> Iterator[dg.Output[Any]]:
+    """Make every shard of the run; yield an output only if it is a single one.
+
+    In a run over many a shard that fails does not stop the others: the step fails at its end and
+    names it, and so it does if a blocking check stopped a shard.
+
+    Args:
+        context: of the asset's step.
+        storage: where the asset's tables lie.
+        make: makes one shard's table.
+        check: judges it, in a run over many.
+        made: told of each table that was written, in a run over many.
+
+    Raises:
+        dagster.Failure: naming shards that failed or were blocked.
+    """
+    if context.has_partition_key:
+        only = make(context.partition_key)
+        context.set_data_version(context.asset_key, dg.DataVersion(only.data_version))
+        yield dg.Output(only.table, metadata=only.metadata)
+        return
+    failed: dict[str, str] = {}
+    blocked: dict[str, str] = {}
+    shards = context.partition_keys
+    with without_plots():
+        for number, shard in enumerate(shards, start=1):
+            try:
+                stopped = _record(context, storage, shard, make(shard), check)
+            except Exception as error:
+                context.log.exception(f"Shard {shard!r} failed.")
+                failed[shard] = f"{type(error).__name__}: {error}"
+                continue
+            if made is not None:
+                made(table_path(storage, context.asset_key, shard))
+            if stopped:
+                blocked[shard] = "; ".join(stopped)
+                context.log.warning(f"Shard {shard!r} is blocked: {blocked[shard]}")
+            context.log.info(f"{number} of {len(shards)} shards done.")
+    if failed or blocked:
+        listing = "; ".join(f"{shard!r}: {why}" for shard, why in (failed | blocked).items())
+        raise dg.Failure(
+            f"Of {len(shards)} shards {len(failed)} failed and {len(blocked)} were blocked: "
+            f"{listing[:10_000]}",
+            # What was blocked stays blocked; what failed may do better.
+            allow_retries=bool(failed),
+        )
+
+
+def _record(
+    context: dg.AssetExecutionContext,
+    storage: Storage,
+    shard: str,
+    made: ShardTable,
+    check: Check | None,
+) -> list[str]:
+    """Write and record one shard; return what its blocking checks object to."""
+    key = context.asset_key
+    path = table_path(storage, key, shard)
+    table = made.table
+    write_table(path, table)
+    schema = table.schema if table.schema is not None else {}
+    descriptions = context.assets_def.metadata_by_key[key].get("descriptions", {})
+    metadata = {
+        name: value
+        for name, value in made.metadata.items()
+        if not isinstance(value, dg.NullMetadataValue)
+    }
+    context.log_event(
+        dg.AssetMaterialization(
+            key,
+            partition=shard,
+            metadata={
+                **metadata,
+                "path": dg.MetadataValue.path(str(path)),
+                "dagster/column_schema": describe_columns(schema, descriptions),
+            },
+            tags={
+                **provenance(context, key, shard),
+                DATA_VERSION: made.data_version,
+            },
+        )
+    )
+    if check is None:
+        return []
+    materialization = latest_materialization(context.instance, key, shard)
+    assert materialization is not None  # it was recorded a line ago
+    objections = []
+    for result in check(shard, made):
+        blocking = result.check_name in BLOCKING
+        context.log_event(check_evaluation(result, shard, materialization, blocking=blocking))
+        if blocking and not result.passed and result.severity == dg.AssetCheckSeverity.ERROR:
+            objections.append(str(result.description or result.check_name))
+    return objections

@@ -1,0 +1,199 @@
+"""Typed configuration: where rows come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import polars as pl
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
+
+from forvalue_dagster.data.files import DataFileError, data_files, is_data_file
+from forvalue_dagster.data.listing import shards_in
+from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.data.rows import Columns
+from forvalue_dagster.storage.source_files import LocalFiles, S3Files, SourceFiles, state_of
+
+# A file that is written while it is read is read again, so often.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard of a source.
+
+    Attributes:
+        path: below the source's folder.
+        state: another one whenever the content is another (`storage.source_files`).
+    """
+
+    path: str
+    state: str
+
+
+class RowForm(dg.ConfigurableResource["RowForm"], extra="forbid"):
+    """Where rows keep their conversation, and what becomes of bad ones."""
+
+    messages_column: str | None = Field(
+        default=None, description="Column with a list of messages. Detected by default."
+    )
+    prompt_column: str | None = Field(
+        default=None, description="Column with the prompt. Detected by default."
+    )
+    response_column: str | None = Field(
+        default=None, description="Column with the response. Detected by default."
+    )
+    system_column: str | None = Field(default=None, description="Column with a system prompt.")
+    group_column: str | None = Field(
+        default=None, description="Column with the validation group (capability, language, …)."
+    )
+    on_bad_row: Literal["raise", "skip"] = Field(
+        default="raise",
+        description="'raise' stops at an unreadable row; 'skip' keeps it, unscored, with its "
+        "problem.",
+    )
+
+    def canonical(self, rows: Any, shard: str | None) -> pl.DataFrame:
+        """Return rows, or the rows of a file, in the canonical schema.
+
+        Raises:
+            DataFileError: if a file or row cannot be read.
+        """
+        columns = Columns(
+            self.messages_column,
+            self.prompt_column,
+            self.response_column,
+            self.system_column,
+            self.group_column,
+        )
+        return read_rows(rows, columns=columns, shard=shard, on_bad_row=self.on_bad_row)
+
+
+class RowSource(RowForm):
+    """Finetuning rows in files: every data file directly inside a folder or prefix is a shard."""
+
+    path: str = Field(
+        description="A data file, a folder of them, a directory of Hugging Face datasets (with "
+        "split), or a prefix s3://bucket/prefix."
+    )
+    split: str | None = Field(
+        default=None, description="Of a directory of Hugging Face datasets: 'train', …"
+    )
+    s3: S3Resource | None = Field(
+        default=None,
+        description="Endpoint, region, profile and retries of s3://; by default the ordinary "
+        "chain of credentials.",
+    )
+
+    def listing(self) -> dict[str, ShardFile]:
+        """Return shard → file; an empty folder has none yet.
+
+        Raises:
+            DataFileError: if the place is absent, not accessible, or holds no data of this kind;
+                or if two files would be one shard.
+        """
+        files, only = self._files()
+        if only is not None:
+            shards = {Path(only).name: only}
+            shards = shards_in(shards, self.path) or shards
+            return {shard: self._file(files, only) for shard in shards}
+        states = files.states(deep=self.split is not None)
+        return {
+            shard: ShardFile(path, state_of(_below(states, path)))
+            for shard, path in shards_in(states, self.path, self.split).items()
+        }
+
+    def read(
+        self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
+    ) -> pl.DataFrame:
+        """Read one shard, or everything.
+
+        Args:
+            shard: None reads all of them.
+            listing: of the source, if it is known.
+
+        Raises:
+            ValueError: if there is no such shard.
+            DataFileError: if a file or row cannot be read, or a file is written all the time.
+        """
+        listing = self.listing() if listing is None else listing
+        if shard is None:
+            if not listing:
+                raise DataFileError(f"{self.path} holds no data file.")
+            frames = [self.read(name, listing) for name in sorted(listing)]
+            # A column that is text in one file and a number in another is no reason to fail.
+            return pl.concat(frames, how="diagonal_relaxed")
+        if shard not in listing:
+            raise ValueError(
+                f"{self.path} holds no shard {shard!r}; it holds {', '.join(sorted(listing))}."
+            )
+        files, _ = self._files()
+        path = listing[shard].path
+        for _ in range(_ATTEMPTS):
+            before = self._file(files, path)
+            error = None
+            try:
+                with files.fetch(path) as local:
+                    rows = self.canonical(local, shard)
+            except (DataFileError, OSError) as problem:
+                error = problem
+            if self._file(files, path) == before:
+                if error is not None:
+                    raise error
+                return rows
+        raise DataFileError(
+            f"{path} of {self.path} changed {_ATTEMPTS} times while it was read; expected a file "
+            "that is complete. Write it under another name and rename it."
+        )
+
+    def _files(self) -> tuple[SourceFiles, str | None]:
+        """Return the folder, and the one file or saved dataset in it if the path is that."""
+        if self.path.startswith("s3://"):
+            return S3Files.at(self.path, self.s3), None
+        path = Path(self.path)
+        if self.split is None and data_files(path) == [path] and is_data_file(path):
+            return LocalFiles(path.parent), path.name
+        return LocalFiles(path), None
+
+    def _file(self, files: SourceFiles, path: str) -> ShardFile:
+        states = files.states(path)
+        return ShardFile(path, state_of(states) if states else "gone")
+
+
+def _below(states: dict[str, str], path: str) -> dict[str, str]:
+    return {name: s for name, s in states.items() if name == path or name.startswith(f"{path}/")}
+
+
+class UpstreamRows(RowForm):
+    """Finetuning rows that another asset yields: a frame, or a list of dicts.
+
+    If that asset is partitioned, its partitions are the shards; otherwise it is one shard.
+    """
+
+    asset: str = Field(description="Key of the asset, '/' between its parts.")
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """The asset's key."""
+        return dg.AssetKey.from_user_string(self.asset)
+
+    def rows_of(self, obj: Any, shard: str) -> pl.DataFrame:
+        """Return what the asset yielded in the canonical schema.
+
+        Raises:
+            DataFileError: if it is nothing that holds rows, or a row cannot be read.
+        """
+        if isinstance(obj, pl.LazyFrame):
+            obj = obj.collect()
+        if not isinstance(obj, pl.DataFrame | list):
+            try:
+                obj = pl.DataFrame(obj)
+            except (TypeError, ValueError) as error:
+                raise DataFileError(
+                    f"{self.asset} yields a {type(obj).__name__}; expected a frame of polars, "
+                    "pandas or Arrow, or a list of dicts."
+                ) from error
+        return self.canonical(obj, shard)

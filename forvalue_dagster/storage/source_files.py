@@ -1,0 +1,152 @@
+"""Files that rows come from: where they lie, which state they are in, a copy to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from dagster_aws.s3 import S3Resource
+from dagster_aws.s3.sensor import get_objects
+
+from forvalue_dagster.data.files import DataFileError
+
+
+class SourceFiles(Protocol):
+    """A folder or prefix."""
+
+    def states(self, below: str = "", *, deep: bool = True) -> dict[str, str]:
+        """Return path → state of every file, or of those at or below a path.
+
+        A state is cheap to learn, and another one whenever the content is another.
+
+        Args:
+            below: a file or folder.
+            deep: look into folders inside folders.
+
+        Raises:
+            DataFileError: if there is no such place, or no access to it.
+        """
+        ...
+
+    def fetch(self, path: str) -> AbstractContextManager[Path]:
+        """Lend a local copy of a file or folder."""
+        ...
+
+
+def state_of(states: dict[str, str]) -> str:
+    """Return one state for several files."""
+    if len(states) == 1:
+        return next(iter(states.values()))
+    listing = "\n".join(f"{path} {state}" for path, state in sorted(states.items()))
+    return sha256(listing.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A local folder.
+
+    A file's state is its size and time of modification, as seen from the machine that holds it:
+    two states are compared for being the same, never for which is later.
+    """
+
+    root: Path
+
+    def states(self, below: str = "", *, deep: bool = True) -> dict[str, str]:
+        """Return path → state."""
+        top = self._inside(below)
+        if not top.exists():
+            raise DataFileError(f"{top} does not exist; expected a data file or a folder of them.")
+        if top.is_file():
+            return {below: _state(top)}
+        paths = top.rglob("*") if deep else [*top.glob("*"), *top.glob("*/*")]
+        files = (path for path in paths if path.is_file())
+        return {path.relative_to(self.root).as_posix(): _state(path) for path in files}
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        """Lend the file itself."""
+        yield self._inside(path)
+
+    def _inside(self, path: str) -> Path:
+        inside = self.root / path
+        if not inside.resolve().is_relative_to(self.root.resolve()):
+            raise DataFileError(
+                f"{inside} leads out of {self.root}; expected files inside it. Copy what it points "
+                "to, or name its folder as the path."
+            )
+        return inside
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}.{stat.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class S3Files:
+    """A prefix of a bucket; an object's state is its ETag."""
+
+    bucket: str
+    prefix: str
+    s3: S3Resource
+
+    @classmethod
+    def at(cls, uri: str, s3: S3Resource | None) -> S3Files:
+        """Read s3://bucket/prefix."""
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        return cls(bucket, prefix.rstrip("/"), s3 or S3Resource())
+
+    def states(self, below: str = "", *, deep: bool = True) -> dict[str, str]:
+        """Return path → state; a listing of a prefix is always deep."""
+        start = self._key(below)
+        with self._clear_errors():
+            objects = get_objects(self.bucket, start, client=self.s3.get_client())
+        found = {}
+        for entry in objects:
+            key = entry["Key"]
+            # The prefix a/b also lists a/bc.
+            if key == start or not start or key.startswith(f"{start}/"):
+                path = key.removeprefix(self.prefix).lstrip("/")
+                if path and not path.endswith("/"):
+                    found[path] = str(entry["ETag"]).strip('"')
+        return found
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        """Lend a copy in a temporary folder; large objects come in parallel ranges."""
+        client = self.s3.get_client()
+        with TemporaryDirectory() as scratch:
+            target = Path(scratch).resolve() / Path(path).name
+            for inside in self.states(path):
+                rest = inside.removeprefix(path).lstrip("/")
+                file = target / rest if rest else target
+                if not file.resolve().is_relative_to(scratch):
+                    raise DataFileError(f"s3://{self.bucket}/{inside} leads out of its folder.")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with self._clear_errors():
+                    client.download_file(self.bucket, self._key(inside), str(file))
+            yield target
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self.prefix, path) if part)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Say what came of it after boto has tried its number of times."""
+        from boto3.exceptions import S3TransferFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        where = f"s3://{self.bucket}/{self.prefix}"
+        try:
+            yield
+        except (BotoCoreError, ClientError, S3TransferFailedError) as error:
+            raise DataFileError(
+                f"{where} cannot be read: {error}. Tried {self.s3.max_attempts} times; expected a "
+                "bucket that exists, credentials that may list and read it, and a server that "
+                "answers."
+            ) from error

@@ -1,0 +1,70 @@
+"""The feature pass of one shard as a Dagster Pipes process: `python -m forvalue_dagster.worker`.
+
+It may run anywhere that sees the storage: URIs come in, a feature table is written, and logs,
+metadata, data version and the check `feature_rows` go back through Pipes. Started again after a
+crash, it goes on with the parts that are finished. Credentials come from where it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from dagster_aws.s3 import S3Resource
+from dagster_pipes import PipesContext, open_dagster_pipes
+from upath import UPath
+
+from forvalue_dagster.orchestration.feature_step import FEATURE_ROWS, parts_of, pass_shard
+from forvalue_dagster.orchestration.progress import engine_warnings
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.warm_up import fetch_adapter
+from forvalue_dagster.storage.feature_store import FeatureStore
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import scan_table, write_table
+
+
+def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any], str, bool]:
+    """Write the feature table of a shard.
+
+    Args:
+        job: what `orchestration.feature_step.worker_job` wrote down.
+        log: that progress goes to.
+
+    Returns:
+        Metadata, the data version, and whether every row has one line.
+    """
+    endpoint = job["storage"].pop("s3")
+    storage = Storage(**job["storage"], s3=S3Resource(**endpoint) if endpoint else None)
+    valuation = Valuation(**job["valuation"])
+    options = storage.options()
+    target = UPath(job["features"], **options)
+    rows = scan_table(storage, UPath(job["rows"], **options)).collect()
+    adapter = fetch_adapter(UPath(job["adapter"], **options)) if job["adapter"] else None
+    ids = rows["sample_id"].drop_nulls().unique()
+    store = FeatureStore(storage, target.parent, ids)
+    parts = parts_of(target.parent, target.stem, job["attempt"], rows)
+    with engine_warnings(log), valuation.session(adapter) as loaded:
+        done = pass_shard(loaded, rows, parts, store, valuation, log)
+    write_table(target, parts)
+    place = ["shard", "row"]
+    complete = done.lines.select(place).sort(place).equals(rows.select(place).sort(place))
+    return dict(done.figures), done.data_version, complete
+
+
+def main() -> None:
+    """Run what the orchestrating process asks for."""
+    with open_dagster_pipes() as pipes:
+        report(pipes)
+
+
+def report(pipes: PipesContext) -> None:
+    """Compute, and send back what came of it."""
+    figures, data_version, complete = compute(dict(pipes.extras), pipes.log)
+    pipes.report_asset_materialization(metadata=figures, data_version=data_version)
+    rows = figures["dagster/partition_row_count"]
+    pipes.report_asset_check(FEATURE_ROWS, complete, metadata={"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
