@@ -11,7 +11,13 @@ import polars as pl
 from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
-from forvalue_dagster.data.files import DataFileError, data_files, is_data_file
+from forvalue_dagster.data.files import (
+    SUFFIXES,
+    DataFileError,
+    data_file_stem,
+    data_files,
+    is_data_file,
+)
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.data.rows import Columns
@@ -97,9 +103,7 @@ class RowSource(RowForm):
         """
         files, only = self._files()
         if only is not None:
-            shards = {Path(only).name: only}
-            shards = shards_in(shards, self.path) or shards
-            return {shard: self._file(files, only) for shard in shards}
+            return {data_file_stem(Path(only)): self._file(files, only)}
         states = files.states(deep=self.split is not None)
         return {
             shard: ShardFile(path, state_of(_below(states, path)))
@@ -152,6 +156,9 @@ class RowSource(RowForm):
     def _files(self) -> tuple[SourceFiles, str | None]:
         """Return the folder, and the one file or saved dataset in it if the path is that."""
         if self.path.startswith("s3://"):
+            folder, _, name = self.path.rpartition("/")
+            if name.endswith(SUFFIXES):
+                return S3Files.at(folder, self.s3), name
             return S3Files.at(self.path, self.s3), None
         path = Path(self.path)
         if self.split is None and data_files(path) == [path] and is_data_file(path):
@@ -159,8 +166,7 @@ class RowSource(RowForm):
         return LocalFiles(path), None
 
     def _file(self, files: SourceFiles, path: str) -> ShardFile:
-        states = files.states(path)
-        return ShardFile(path, state_of(states) if states else "gone")
+        return ShardFile(path, state_of(files.states(path)))
 
 
 def _below(states: dict[str, str], path: str) -> dict[str, str]:

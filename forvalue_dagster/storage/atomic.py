@@ -22,10 +22,19 @@ def atomic_write(path: UPath) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file; its folder is made if need be.
+
+    Raises:
+        OSError: if it cannot be written; PermissionError or FileNotFoundError where that is why.
     """
     if path.protocol not in ("", "file", "local"):
-        with path.fs.transaction, path.fs.open(path.path, "wb") as stream:
-            yield stream
+        try:
+            with path.fs.transaction, path.fs.open(path.path, "wb") as stream:
+                yield stream
+        except OSError as error:
+            raise type(error)(
+                f"{path} cannot be written: {error}. Expected a bucket that exists, credentials "
+                "that may write to it, and a server that answers; passing errors were tried again."
+            ) from error
         return
     target = Path(path.path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,8 @@ class S3Files:
                 path = key.removeprefix(self.prefix).lstrip("/")
                 if path and not path.endswith("/"):
                     found[path] = str(entry["ETag"]).strip('"')
+        if below and not found:
+            raise DataFileError(f"s3://{self.bucket}/{start} does not exist; expected a data file.")
         return found
 
     @contextmanager

@@ -37,9 +37,9 @@ class Watched(Project):
         latest: dict[str, int] = {}
         for result in self.daemon.results:
             for made in self.daemon.made(result):
-                if made.asset_key.path[-1] == "sample_features":
-                    if "rows_passed" in made.metadata:  # not where a gone shard's are removed
-                        latest[str(made.partition)] = made.metadata["rows_passed"].value
+                # Where a gone shard's features are removed, none passed.
+                if made.asset_key.path[-1] == "sample_features" and "rows_passed" in made.metadata:
+                    latest[str(made.partition)] = made.metadata["rows_passed"].value
         return latest
 
     def gate(self) -> str:
