@@ -25,7 +25,7 @@ from upath import UPath
 
 from benchmarks.harness import argument_parser, need, peak_megabytes, save
 from forvalue_dagster import ModelConfig, read_rows
-from forvalue_dagster.engine.feature_scoring import score_features
+from forvalue_dagster.engine.feature_scoring import FeatureScoring
 from forvalue_dagster.engine.features import feature_parts
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
@@ -51,7 +51,8 @@ def value_once(table: Path, profile_file: Path) -> None:
     profile = ValidationProfile.from_tensors(stored.tensors, stored.metadata)
     start = time.perf_counter()
     options = ValuationOptions(window_rows=WINDOW)
-    scores = score_features(pl.scan_parquet(table), profile, options, overwrite=True)
+    scoring = FeatureScoring.of(profile, options, overwrite=True)
+    scores = scoring.score(pl.scan_parquet(table))
     seconds = time.perf_counter() - start
     assert (scores["status"] == "scored").all()
     print(json.dumps({"seconds": round(seconds, 1), "peak_megabytes": round(peak_megabytes())}))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
+    from forvalue_dagster.orchestration.plan import Automation as Automation
+    from forvalue_dagster.orchestration.plan import Compute as Compute
     from forvalue_dagster.orchestration.policies import GatePolicy as GatePolicy
     from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
     from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Attribution": "engine.options",
+    "Automation": "orchestration.plan",
     "Columns": "data.rows",
+    "Compute": "orchestration.plan",
     "GatePolicy": "orchestration.policies",
     "GateReport": "quality.gate",
     "ModelConfig": "models.config",

@@ -34,7 +34,9 @@ def test_the_package_loads_nothing() -> None:
 def test_public_names() -> None:
     assert fv.__all__ == [
         "Attribution",
+        "Automation",
         "Columns",
+        "Compute",
         "GatePolicy",
         "GateReport",
         "ModelConfig",

@@ -30,11 +30,13 @@ defs = dg.Definitions.merge(
         storage=fv.Storage(base_dir=f"{BUCKET}/graph"),
         # The model that the Dockerfile puts into the image.
         valuation=fv.Valuation(name="Qwen/Qwen2.5-1.5B-Instruct"),
-        # How many of these steps run at once, in all runs together, is the pool's limit.
-        pool="gpu",
-        op_tags={"dagster-k8s/config": GPU_POD},
-        # A node may be taken away; what its pod has stored by then is not computed again.
-        retry_policy=dg.RetryPolicy(max_retries=2, delay=30),
+        compute=fv.Compute(
+            # How many of these steps run at once, in all runs together, is the pool's limit.
+            pool="gpu",
+            op_tags={"dagster-k8s/config": GPU_POD},
+            # A node may be taken away; what its pod has stored by then is not computed again.
+            retry_policy=dg.RetryPolicy(max_retries=2, delay=30),
+        ),
     ),
     dg.Definitions(executor=k8s_job_executor),
 )

@@ -12,7 +12,8 @@ import polars as pl
 
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
-from forvalue_dagster.orchestration.naming import Naming, Plan, code_version
+from forvalue_dagster.orchestration.naming import Naming, code_version
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.warm_up import trained_adapter
 from forvalue_dagster.storage.location import Storage
@@ -65,8 +66,8 @@ def build_attribution_assets(
         },
         description="For each validation row the training rows, of all shards, that help and "
         "hurt it most.",
-        pool=plan.pool if attribution.exact else None,
-        op_tags=plan.op_tags if attribution.exact else None,
+        pool=plan.compute.pool if attribution.exact else None,
+        op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,
     )
     def validation_attribution(
         sample_features: dict[str, pl.LazyFrame],

@@ -12,6 +12,8 @@ from typing import Any
 
 import dagster as dg
 
+from forvalue_dagster.orchestration.plan import Automation
+
 AC = dg.AutomationCondition
 Condition = dg.AutomationCondition[Any]
 
@@ -92,15 +94,14 @@ def fan_in(on_blocked_shard: str, ignoring: dg.AssetSelection) -> Condition:
 
 
 def build_automation_sensor(
-    name: str, target: dg.AssetSelection, *, running: bool
+    name: str, target: dg.AssetSelection, automation: Automation
 ) -> dg.AutomationConditionSensorDefinition:
     """Build the sensor that evaluates the conditions."""
     return dg.AutomationConditionSensorDefinition(
         name,
         target=target,
-        default_status=dg.DefaultSensorStatus.RUNNING
-        if running
-        else dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=automation.seconds,
+        default_status=automation.status,
         description="Makes again what rests on changed rows, validation rows, model or settings, "
         "shard by shard, and the filtered dataset when its shards are settled.",
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 from warnings import catch_warnings, simplefilter
 
 import dagster as dg
@@ -16,7 +16,8 @@ from forvalue_dagster.orchestration.estimate import build_estimate_job
 from forvalue_dagster.orchestration.fidelity_check import build_fidelity_check
 from forvalue_dagster.orchestration.filtering import build_filtered_dataset
 from forvalue_dagster.orchestration.model_assets import build_feature_asset, build_profile_asset
-from forvalue_dagster.orchestration.naming import Naming, Plan, Worker
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plan import Automation, Compute, Plan
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.profile_check import build_profile_check
 from forvalue_dagster.orchestration.resources import Valuation
@@ -27,9 +28,7 @@ from forvalue_dagster.orchestration.score_assets import build_score_asset
 from forvalue_dagster.orchestration.score_checks import build_score_checks
 from forvalue_dagster.orchestration.sensors import (
     build_discovery_schedule,
-    build_model_sensor,
-    build_shard_sensor,
-    build_validation_sensor,
+    build_source_sensors,
 )
 from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
 from forvalue_dagster.orchestration.warm_up import build_model_asset
@@ -52,17 +51,11 @@ def valuation_definitions(
     refine: Refine | None = None,
     attribution: Attribution | None = None,
     warm_up: WarmUp | None = None,
-    automation: bool = True,
-    schedule: str | None = None,
     upstream_shards: dg.PartitionsDefinition[str] | None = None,
-    shards_per_run: int = 100,
-    shards_per_tick: int = 200,
+    automation: Automation | None = None,
+    compute: Compute | None = None,
     key_prefix: Sequence[str] = (),
     group_name: str = "forvalue",
-    pool: str | None = None,
-    op_tags: Mapping[str, Any] | None = None,
-    retry_policy: dg.RetryPolicy | None = None,
-    worker: Worker | None = None,
 ) -> dg.Definitions:
     """Build assets, checks, jobs, sensors and resources that value and filter finetuning data.
 
@@ -83,20 +76,11 @@ def valuation_definitions(
         attribution: add assets that name, for each validation row, the training rows that help
             and hurt it most, and the reverse.
         warm_up: train a LoRA adapter on the rows before anything is valued.
-        automation: whether the sensors run by default: those that watch rows and a local model,
-            and the one that makes again what rests on a change.
-        schedule: a cron expression; rows are then looked at by a schedule at its hours, in place
-            of the sensors that watch them.
         upstream_shards: partitions of the asset that yields the rows, if it has any.
-        shards_per_run: at most so many shards in a run over many.
-        shards_per_tick: at most so many new or changed shards are registered in one tick.
+        automation: when the graph looks for changes, and how many shards it takes at a time.
+        compute: where the steps run that load the model.
         key_prefix: put before every asset key.
         group_name: the group in the UI.
-        pool: concurrency pool of the steps that run the model.
-        op_tags: tags of those steps, for an executor or launcher.
-        retry_policy: of those steps.
-        worker: starts a process that computes features elsewhere (`forvalue_dagster.worker`); each
-            shard has a run and a process of its own then.
 
     Returns:
         Definitions with the jobs `forvalue_profile` (validation rows, after a warm-up the
@@ -124,11 +108,8 @@ def valuation_definitions(
         attribution,
         warm_up,
         bool(valuation.local_folders()),
-        pool,
-        op_tags,
-        retry_policy,
-        worker,
-        shards_per_run,
+        automation or Automation(),
+        compute or Compute(),
     )
     with catch_warnings():
         # Partitions on checks are in preview in Dagster; without them a gate on shards leaks.
@@ -151,24 +132,13 @@ def valuation_definitions(
         ]
         if scoring == "features":
             checks.append(build_fidelity_check(naming, plan))
-    retention = build_retention_job(naming)
-    sensors: list[dg.SensorDefinition] = [
-        build_automation_sensor(
-            naming.name("automation"),
-            dg.AssetSelection.assets(*(key for asset in made for key in asset.keys)),
-            running=automation,
-        )
-    ]
-    if schedule is None:
-        sensors.append(build_validation_sensor(naming, running=automation))
-    if schedule is None and from_files:
-        sensors.append(
-            build_shard_sensor(
-                naming, retention, running=automation, shards_per_tick=shards_per_tick
-            )
-        )
-    if plan.watches_model:
-        sensors.append(build_model_sensor(naming, valuation, running=automation))
+        retention = build_retention_job(naming)
+        target = dg.AssetSelection.assets(*(key for asset in made for key in asset.keys))
+        sensors = [
+            build_automation_sensor(naming.name("automation"), target, plan.automation),
+            *build_source_sensors(naming, plan, training_rows, valuation, retention),
+        ]
+    schedule = plan.automation.schedule
     return dg.Definitions(
         assets=[*build_source_assets(naming, plan, training_rows), *made],
         asset_checks=checks,

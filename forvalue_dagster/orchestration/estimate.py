@@ -6,7 +6,8 @@ import dagster as dg
 import polars as pl
 from pydantic import Field
 
-from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.sources import RowSource
 from forvalue_dagster.orchestration.warm_up import trained_adapter

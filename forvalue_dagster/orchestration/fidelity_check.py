@@ -5,7 +5,8 @@
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.warm_up import trained_adapter
 from forvalue_dagster.storage.location import Storage
@@ -29,8 +30,8 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
         },
         description="Values from features rank a seeded sample of the shard's rows as exact "
         "values do.",
-        pool=plan.pool,
-        op_tags=plan.op_tags,
+        pool=plan.compute.pool,
+        op_tags=plan.compute.tags(FIDELITY),
     )
     def feature_fidelity(
         value_scores: pl.DataFrame,

@@ -24,13 +24,8 @@ from forvalue_dagster.orchestration.filtered_rows import (
     write_lines,
 )
 from forvalue_dagster.orchestration.judging import StoredProbe, judge_shards, shard_table
-from forvalue_dagster.orchestration.naming import (
-    TRAINING_SHARDS,
-    Naming,
-    Plan,
-    code_version,
-    resolved,
-)
+from forvalue_dagster.orchestration.naming import TRAINING_SHARDS, Naming, code_version, resolved
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
@@ -112,8 +107,8 @@ def build_filtered_dataset(
             *([] if naming.upstream_shards else [naming.key(TRAINING_SHARDS)]),
             *(model_dependency(naming, plan) if refining else []),
         ],
-        pool=plan.pool if refining else None,
-        op_tags=plan.op_tags if refining else None,
+        pool=plan.compute.pool if refining else None,
+        op_tags=plan.compute.tags("filtered_dataset") if refining else None,
         check_specs=[
             dg.AssetCheckSpec(
                 CERTIFIED,

@@ -20,7 +20,8 @@ from forvalue_dagster.orchestration.feature_step import (
     pass_shard,
     worker_job,
 )
-from forvalue_dagster.orchestration.naming import Naming, Plan, code_version
+from forvalue_dagster.orchestration.naming import Naming, code_version
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.resources import (
@@ -57,9 +58,9 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         description="The validation rows in closed form: mean gradient of each group, second "
         "moment of the hidden states, forward statistics, token features.",
         automation_condition=behind_checks(ignoring=naming.files),
-        pool=plan.pool,
-        op_tags=plan.op_tags,
-        retry_policy=plan.retry_policy,
+        pool=plan.compute.pool,
+        op_tags=plan.compute.tags("validation_profile"),
+        retry_policy=plan.compute.retry_policy,
     )
     def validation_profile(
         context: dg.AssetExecutionContext,
@@ -140,16 +141,16 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         "statistics, and for each response token the rounded last hidden state and the largest "
         "prediction errors.",
         automation_condition=behind_checks(ignoring=naming.files),
-        pool=plan.pool,
-        op_tags=plan.op_tags,
-        retry_policy=plan.retry_policy,
+        pool=plan.compute.pool,
+        op_tags=plan.compute.tags("sample_features"),
+        retry_policy=plan.compute.retry_policy,
     )
 
     @decorate(
         ins={"raw_finetuning_data": dg.AssetIn(key=raw_key)},
         deps=model_dependency(naming, plan),
         dagster_type=dg.PythonObjectDagsterType(StoredParts),
-        backfill_policy=plan.many_shards,
+        backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
     def sample_features(
@@ -179,9 +180,9 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
 
             yield from materialize_shards(context, storage, make, made=store.refresh)
 
-    if plan.worker is None:
+    if plan.compute.worker is None:
         return sample_features
-    worker = plan.worker
+    worker = plan.compute.worker
 
     @decorate(
         deps=[raw_key, *model_dependency(naming, plan)],

@@ -1,17 +1,14 @@
-"""What the graph's pieces are called, how they are partitioned, and which of them there are."""
+"""What the graph's pieces are called, how they are partitioned, which version they are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
-
-from forvalue_dagster.engine.options import Attribution, Refine
-from forvalue_dagster.models.warm_up_config import WarmUp
 
 # Raised when the meaning of a stored table changes: it is then made again.
 CODE_VERSION = "4"
@@ -83,52 +80,3 @@ class Naming:
     def name(self, name: str) -> str:
         """Return the name of a job, a sensor or a set of partitions."""
         return "_".join([*self.prefix, "forvalue", name])
-
-
-# (context of the step, what the worker is to know) → the finished process.
-Worker = Callable[[dg.AssetExecutionContext, dict[str, Any]], dg.PipesClientCompletedInvocation]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which of the graph's optional pieces there are, and where steps with a model run.
-
-    Attributes:
-        scoring: "features" values stored features, "exact" passes rows through the model again.
-        refine: compute rows near the selection's boundary exactly; None does not.
-        attribution: name the strongest pairs of training and validation rows; None does not.
-        warm_up: train an adapter before anything is valued; None does not.
-        watches_model: whether the model is a local folder, which is then watched for changes.
-        pool: concurrency pool of the steps that run the model.
-        op_tags: tags of those steps, for an executor or launcher.
-        retry_policy: of those steps.
-        worker: starts a process that computes features elsewhere; None computes them in the step.
-        shards_per_run: at most so many shards in a run over many.
-    """
-
-    scoring: Literal["features", "exact"] = "features"
-    refine: Refine | None = None
-    attribution: Attribution | None = None
-    warm_up: WarmUp | None = None
-    watches_model: bool = False
-    pool: str | None = None
-    op_tags: Mapping[str, Any] | None = None
-    retry_policy: dg.RetryPolicy | None = None
-    worker: Worker | None = None
-    shards_per_run: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        if self.scoring not in ("features", "exact"):
-            raise ValueError(
-                f"scoring {self.scoring!r} is unknown; expected 'features' or 'exact'."
-            )
-        if self.refine is not None and self.scoring == "exact":
-            raise ValueError("refine is set, but scoring is 'exact': there is nothing to refine.")
-        if self.shards_per_run < 1:
-            raise ValueError(f"shards_per_run must be at least 1; got {self.shards_per_run}.")
-
-    @property
-    def many_shards(self) -> dg.BackfillPolicy:
-        """How backfills, and automation, gather shards into runs."""
-        return dg.BackfillPolicy.multi_run(self.shards_per_run)

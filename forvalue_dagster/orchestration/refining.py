@@ -10,7 +10,8 @@ import polars as pl
 from forvalue_dagster.engine.options import Refine
 from forvalue_dagster.engine.refine import Refinement, refine_scores
 from forvalue_dagster.engine.selection import Selection
-from forvalue_dagster.orchestration.naming import Naming, Plan
+from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.warm_up import trained_adapter
 from forvalue_dagster.storage.location import Storage

@@ -18,10 +18,10 @@ from forvalue_dagster.orchestration.naming import (
     TRAINING_SHARDS,
     VALIDATION_FILES,
     Naming,
-    Plan,
     code_version,
     resolved,
 )
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.row_checks import Suite, check_rows
 from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
@@ -78,7 +78,7 @@ def build_row_assets(
 
     @decorate(
         deps=[naming.key(TRAINING_FILES)],
-        backfill_policy=plan.many_shards,
+        backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
     def rows_of_files(

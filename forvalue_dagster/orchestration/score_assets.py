@@ -15,7 +15,8 @@ from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.orchestration.automation import behind_checks
 from forvalue_dagster.orchestration.describe import EXTREMES, extremes, outcome_counts, share
 from forvalue_dagster.orchestration.judging import StoredProbe
-from forvalue_dagster.orchestration.naming import Naming, Plan, code_version, resolved
+from forvalue_dagster.orchestration.naming import Naming, code_version, resolved
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
@@ -55,7 +56,7 @@ def build_score_asset(
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the "
         "validation rows.",
-        backfill_policy=plan.many_shards,
+        backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
     raw_key = naming.key("raw_finetuning_data")
@@ -118,9 +119,9 @@ def build_score_asset(
         },
         deps=model_dependency(naming, plan),
         kinds={"torch", "parquet"},
-        pool=plan.pool,
-        op_tags=plan.op_tags,
-        retry_policy=plan.retry_policy,
+        pool=plan.compute.pool,
+        op_tags=plan.compute.tags("value_scores"),
+        retry_policy=plan.compute.retry_policy,
         automation_condition=behind_checks(ignoring=naming.files),
     )
     def exact_scores(

@@ -17,13 +17,12 @@ from forvalue_dagster.orchestration.naming import (
     VALIDATION_FILES,
     Naming,
 )
+from forvalue_dagster.orchestration.plan import Automation, Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.retention import purge_request
 from forvalue_dagster.orchestration.sources import RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
-
-_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,27 @@ class Discovery:
         return events
 
 
+def build_source_sensors(
+    naming: Naming,
+    plan: Plan,
+    training_rows: object,
+    valuation: Valuation,
+    purge: dg.JobDefinition,
+) -> list[dg.SensorDefinition]:
+    """Build the sensors that look outside: at rows, unless a schedule does, and a local model."""
+    automation = plan.automation
+    sensors = []
+    if automation.schedule is None:
+        sensors.append(build_validation_sensor(naming, automation))
+        if isinstance(training_rows, RowSource):
+            sensors.append(build_shard_sensor(naming, purge, automation))
+    if plan.watches_model:
+        sensors.append(build_model_sensor(naming, valuation, automation))
+    return sensors
+
+
 def build_shard_sensor(
-    naming: Naming, purge: dg.JobDefinition, *, running: bool, shards_per_tick: int
+    naming: Naming, purge: dg.JobDefinition, automation: Automation
 ) -> dg.SensorDefinition:
     """Build the sensor that watches the training rows.
 
@@ -74,15 +92,14 @@ def build_shard_sensor(
     Args:
         naming: of the graph.
         purge: removes the files of shards that are gone.
-        running: whether it runs by default.
-        shards_per_tick: at most so many new or changed shards a tick.
+        automation: how often, and how many shards at a time.
     """
 
     @dg.sensor(
         name=naming.name("new_shards"),
         job=purge,
-        minimum_interval_seconds=_SECONDS,
-        default_status=_status(running),
+        minimum_interval_seconds=automation.seconds,
+        default_status=automation.status,
         description="Registers new shards, reports changed ones, removes what is gone.",
     )
     def new_shards(
@@ -94,7 +111,7 @@ def build_shard_sensor(
         except DataFileError as error:
             # A folder that is away for a while must not look like shards that are gone.
             return dg.SkipReason(str(error))
-        found = Discovery.of(known, now, shards_per_tick)
+        found = Discovery.of(known, now, automation.shards_per_tick)
         if not found.changed and not found.gone:
             return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
         shards = dg.DynamicPartitionsDefinition(name=naming.name("shards"))
@@ -158,13 +175,13 @@ def build_discovery_schedule(
     return discovery
 
 
-def build_validation_sensor(naming: Naming, *, running: bool) -> dg.SensorDefinition:
+def build_validation_sensor(naming: Naming, automation: Automation) -> dg.SensorDefinition:
     """Build the sensor that watches the validation rows; the cursor is their state."""
 
     @dg.sensor(
         name=naming.name("validation_changes"),
-        minimum_interval_seconds=_SECONDS,
-        default_status=_status(running),
+        minimum_interval_seconds=automation.seconds,
+        default_status=automation.status,
         description="Reports changes of the validation rows.",
     )
     def validation_changes(
@@ -178,7 +195,7 @@ def build_validation_sensor(naming: Naming, *, running: bool) -> dg.SensorDefini
 
 
 def build_model_sensor(
-    naming: Naming, valuation: Valuation, *, running: bool
+    naming: Naming, valuation: Valuation, automation: Automation
 ) -> dg.SensorDefinition:
     """Build the sensor that watches the folders of a local model; the cursor is their state."""
 
@@ -190,8 +207,8 @@ def build_model_sensor(
 
     @dg.sensor(
         name=naming.name("model_changes"),
-        minimum_interval_seconds=_SECONDS,
-        default_status=_status(running),
+        minimum_interval_seconds=automation.seconds,
+        default_status=automation.status,
         description="Reports changes of the model's files.",
     )
     def model_changes(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -218,7 +235,3 @@ def _listed_state(rows: RowSource) -> str:
 
 def _event(key: dg.AssetKey, state: str, shard: str | None = None) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(key, partition=shard, tags={DATA_VERSION: state})
-
-
-def _status(running: bool) -> dg.DefaultSensorStatus:
-    return dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED

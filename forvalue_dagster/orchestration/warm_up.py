@@ -15,7 +15,8 @@ import dagster as dg
 from upath import UPath
 
 from forvalue_dagster.orchestration.automation import when_configured_anew
-from forvalue_dagster.orchestration.naming import MODEL_FILES, Naming, Plan, code_version
+from forvalue_dagster.orchestration.naming import MODEL_FILES, Naming, code_version
+from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.sources import RowSource
 from forvalue_dagster.storage.atomic import atomic_write
@@ -77,9 +78,9 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         automation_condition=when_configured_anew(),
         description="A LoRA adapter that adapts the base model to the task before anything is "
         "valued. Pinned: it is trained again only when asked for.",
-        pool=plan.pool,
-        op_tags=plan.op_tags,
-        retry_policy=plan.retry_policy,
+        pool=plan.compute.pool,
+        op_tags=plan.compute.tags("valuation_model"),
+        retry_policy=plan.compute.retry_policy,
     )
     def valuation_model(
         context: dg.AssetExecutionContext,

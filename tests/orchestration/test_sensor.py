@@ -69,7 +69,7 @@ def test_no_more_than_so_many_shards_a_tick(project: Project) -> None:
         project.write(f"train/s{number}.jsonl", project.rows(1, project.likely, seed=number))
     cursor, seen = None, []
     while True:
-        result = tick(project, cursor, shards_per_tick=3)
+        result = tick(project, cursor, automation=fv.Automation(shards_per_tick=3))
         if isinstance(result, dg.SkipReason):
             break
         assert len(reported(result)) <= 3
@@ -118,7 +118,7 @@ def test_a_folder_that_is_away_is_no_reason_to_forget_shards(project: Project) -
 
 
 def test_a_schedule_in_place_of_the_sensors(project: Project) -> None:
-    project.options["schedule"] = "0 3 * * *"
+    project.options["automation"] = fv.Automation(schedule="0 3 * * *")
     definitions = project.definitions
     assert {sensor.name for sensor in definitions.sensors} == {
         "forvalue_automation",

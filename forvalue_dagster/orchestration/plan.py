@@ -1,0 +1,108 @@
+"""Which of the graph's optional pieces there are, when it runs, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import dagster as dg
+
+from forvalue_dagster.engine.options import Attribution, Refine
+from forvalue_dagster.models.warm_up_config import WarmUp
+
+# (context of the step, what the worker is to know) → the finished process.
+Worker = Callable[[dg.AssetExecutionContext, dict[str, Any]], dg.PipesClientCompletedInvocation]
+
+
+@dataclass(frozen=True)
+class Automation:
+    """When the graph looks for changes, and how many shards it takes at a time.
+
+    Attributes:
+        running: whether the sensors run by default: those that watch rows and a local model, and
+            the one that makes again what rests on a change.
+        schedule: a cron expression; rows are then looked at by a schedule at its hours, in place of
+            the sensors that watch them.
+        seconds: between two looks of a sensor.
+        shards_per_tick: at most so many new or changed shards are registered in one look.
+        shards_per_run: at most so many shards in a run over many.
+    """
+
+    running: bool = True
+    schedule: str | None = None
+    seconds: int = 30
+    shards_per_tick: int = 200
+    shards_per_run: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        for name in ("seconds", "shards_per_tick", "shards_per_run"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+    @property
+    def status(self) -> dg.DefaultSensorStatus:
+        """Of the sensors, by default."""
+        return dg.DefaultSensorStatus.RUNNING if self.running else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def many_shards(self) -> dg.BackfillPolicy:
+        """How backfills, and automation, gather shards into runs."""
+        return dg.BackfillPolicy.multi_run(self.shards_per_run)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the steps run that load the model.
+
+    Attributes:
+        pool: concurrency pool of these steps.
+        op_tags: tags of these steps, for an executor or launcher.
+        step_tags: step → further tags of it; the steps are named by their asset, or check.
+        retry_policy: of these steps.
+        worker: starts a process that computes features elsewhere (`forvalue_dagster.worker`); each
+            shard has a run and a process of its own then.
+    """
+
+    pool: str | None = None
+    op_tags: Mapping[str, Any] = field(default_factory=dict)
+    step_tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    retry_policy: dg.RetryPolicy | None = None
+    worker: Worker | None = None
+
+    def tags(self, step: str) -> dict[str, Any]:
+        """Return the tags of a step."""
+        return {**self.op_tags, **self.step_tags.get(step, {})}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which of the graph's optional pieces there are.
+
+    Attributes:
+        scoring: "features" values stored features, "exact" passes rows through the model again.
+        refine: compute rows near the selection's boundary exactly; None does not.
+        attribution: name the strongest pairs of training and validation rows; None does not.
+        warm_up: train an adapter before anything is valued; None does not.
+        watches_model: whether the model is a local folder, which is then watched for changes.
+        automation: when it runs.
+        compute: where.
+    """
+
+    scoring: Literal["features", "exact"] = "features"
+    refine: Refine | None = None
+    attribution: Attribution | None = None
+    warm_up: WarmUp | None = None
+    watches_model: bool = False
+    automation: Automation = field(default_factory=Automation)
+    compute: Compute = field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.scoring not in ("features", "exact"):
+            raise ValueError(
+                f"scoring {self.scoring!r} is unknown; expected 'features' or 'exact'."
+            )
+        if self.refine is not None and self.scoring == "exact":
+            raise ValueError("refine is set, but scoring is 'exact': there is nothing to refine.")
