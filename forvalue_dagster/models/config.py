@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 EMBEDDED = "embedded"
+# A device that is several.
+SPREAD = "balanced"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class ModelConfig:
         dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
         quantization: load the weights in "int8" or "int4" through bitsandbytes; the head stays
             as it is.
-        device: "auto" is CUDA where there is one; or any torch device.
+        device: "auto" is CUDA where there is one; "balanced" spreads the layers over all GPUs
+            (accelerate's device_map="auto"); or any torch device.
         max_length: window in tokens; by default the model's own, at most 4,096.
         chat_template: a Jinja template, or "plain"; by default the tokenizer's.
         local_files_only: never ask a hub.

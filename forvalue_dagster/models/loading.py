@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from forvalue_dagster.models.config import EMBEDDED, ModelConfig
+from forvalue_dagster.models.config import EMBEDDED, SPREAD, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
 from forvalue_dagster.models.fingerprint import (
     ModelFingerprint,
@@ -91,7 +91,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         "local_files_only": config.local_files_only or config.name == EMBEDDED,
         "trust_remote_code": config.trust_remote_code,
     }
-    device = _device(config.device)
+    spread = config.device == SPREAD
+    device = _device("auto" if spread else config.device)
     if config.quantization == "int4" and device.type == "cpu":
         # bitsandbytes 0.50.2 loads it, and the embedded model's NLL is then worse than a guess.
         raise ModelLoadError(
@@ -109,6 +110,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
                 ),
                 "device_map": {"": device},
             }
+        if spread:
+            options["device_map"] = "auto"
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=_dtype(config.dtype, device), **options
         )
@@ -117,7 +120,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
             "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
         ) from error
-    return model.to(device) if config.quantization == "none" else model, tokenizer
+    placed = spread or config.quantization != "none"
+    return model if placed else model.to(device), tokenizer
 
 
 def release_model() -> None:

@@ -51,7 +51,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
         default="none",
         description="Load the weights through bitsandbytes; the head stays as it is.",
     )
-    device: str = Field(default="auto", description="'auto' is CUDA where there is one.")
+    device: str = Field(
+        default="auto",
+        description="'auto' is CUDA where there is one; 'balanced' spreads the layers over all "
+        "GPUs.",
+    )
     max_length: int | None = Field(
         default=None, ge=2, description="Window in tokens; by default the model's, at most 4,096."
     )

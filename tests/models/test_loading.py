@@ -134,3 +134,15 @@ def test_int8_weights(directory: Path) -> None:
 def test_int4_weights_need_a_gpu(directory: Path) -> None:
     with pytest.raises(ModelLoadError, match="expected a GPU"):
         load_model(ModelConfig(str(directory), device="cpu", quantization="int4"))
+
+
+def test_a_model_spread_by_accelerate_values_alike(directory: Path) -> None:
+    """Here over one device; what `device_map` changes is how weights come in and inputs move."""
+    rows = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(4)]
+    values = [
+        fv.value_dataset(
+            rows, rows[:2], model=ModelConfig(str(directory), device=device), noise=None
+        )["value"]
+        for device in ("cpu", "balanced")
+    ]
+    assert values[0].equals(values[1])
