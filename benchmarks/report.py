@@ -5,24 +5,13 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.harness import RESULTS, medians
+from benchmarks.rendering import result, table
+from benchmarks.report_operations import feature_store, many_shards, step_overhead
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-
-
-def result(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return loaded
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def forward_passes() -> str:
@@ -388,6 +377,9 @@ def main() -> None:
         "precision": precision,
         "noise_gate": noise_gate,
         "selection": selection,
+        "many_shards": many_shards,
+        "step_overhead": step_overhead,
+        "feature_store": feature_store,
     }
     # A part that was not measured for this release is left out.
     sections = [part() for name, part in parts.items() if (RESULTS / f"{name}.json").exists()]

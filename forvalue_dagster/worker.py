@@ -7,12 +7,23 @@ crash, it goes on with the parts that are finished. Credentials come from where 
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from dagster_aws.s3 import S3Resource
-from dagster_pipes import PipesContext, open_dagster_pipes
+from dagster_pipes import (
+    PipesContext,
+    PipesDefaultMessageWriter,
+    PipesMessage,
+    PipesMessageWriterChannel,
+    PipesParams,
+    PipesStreamMessageWriterChannel,
+    open_dagster_pipes,
+)
 from upath import UPath
 
 from forvalue_dagster.orchestration.feature_step import FEATURE_ROWS, parts_of, pass_shard
@@ -22,6 +33,34 @@ from forvalue_dagster.orchestration.warm_up import fetch_adapter
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table, write_table
+
+
+class OwnLine(PipesMessageWriterChannel):
+    """A stream in which each message stands on a line of its own, written at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write_message(self, message: PipesMessage) -> None:
+        """Write a message, whatever was left open before it."""
+        self._stream.write(f"\n{json.dumps(message)}\n")
+        self._stream.flush()
+
+
+class OwnLineWriter(PipesDefaultMessageWriter):
+    """Pipes' default writer, except that messages on stdout or stderr have lines of their own.
+
+    Where both are one log, as a Ray job's are, a message would else end the line that a progress
+    bar left open, and be taken for output.
+    """
+
+    @contextmanager
+    def open(self, params: PipesParams) -> Iterator[PipesMessageWriterChannel]:
+        """Open the channel that the reader asks for."""
+        with super().open(params) as channel:
+            if isinstance(channel, PipesStreamMessageWriterChannel):
+                channel = OwnLine(getattr(sys, params[self.STDIO_KEY]))
+            yield channel
 
 
 def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any], str, bool]:
@@ -54,7 +93,7 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
 
 def main() -> None:
     """Run what the orchestrating process asks for."""
-    with open_dagster_pipes() as pipes:
+    with open_dagster_pipes(message_writer=OwnLineWriter()) as pipes:
         report(pipes)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import s3_server
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,8 +32,9 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_there_are_two_snippets() -> None:
-    assert len(SNIPPETS) == 2
+def test_there_are_four_snippets() -> None:
+    assert len(SNIPPETS) == 4
+    assert all(len(snippet.splitlines()) <= 10 for snippet in SNIPPETS[1:3])
 
 
 def test_the_definitions_snippet_loads(tmp_path: Path) -> None:
@@ -39,10 +42,49 @@ def test_the_definitions_snippet_loads(tmp_path: Path) -> None:
     assert int(run(code, tmp_path)) >= 6
 
 
+TICK = """
+import dagster as dg
+
+with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(
+    instance=instance, resources=defs.resources, definitions=defs
+) as context:
+    result = defs.resolve_sensor_def("forvalue_new_shards")(context)
+print(result.dynamic_partitions_requests[0].partition_keys)
+"""
+
+
+def test_the_sensor_snippet_finds_shards(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "first.jsonl").write_text('{"prompt": "p", "response": "r"}')
+    assert run(SNIPPETS[1] + TICK, tmp_path).strip() == "['first']"
+
+
+def test_the_s3_snippet_finds_shards_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with s3_server() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        server.client.create_bucket(Bucket="bucket")
+        row = b'{"prompt": "p", "response": "r"}'
+        server.client.put_object(Bucket="bucket", Key="train/first.jsonl", Body=row)
+        materialize = """
+with dg.DagsterInstance.ephemeral() as instance:
+    instance.add_dynamic_partitions("forvalue_shards", ["first"])
+    job = defs.resolve_implicit_global_asset_job_def()
+    rows = job.get_subset(asset_selection={dg.AssetKey("raw_finetuning_data")})
+    assert rows.execute_in_process(instance=instance, partition_key="first").success
+"""
+        said = run(SNIPPETS[2] + TICK + materialize, tmp_path)
+        assert said.splitlines()[0] == "['first']"
+        assert "forvalue/raw_finetuning_data/first.parquet" in server.keys("bucket")
+
+
 @pytest.mark.model
 def test_the_functions_snippet_runs(tmp_path: Path) -> None:
     checks = "\nassert pairs.shape == (2, 1)\nassert scores['value'][0] > scores['value'][1]"
-    assert "scored" in run(SNIPPETS[1] + checks, tmp_path)
+    assert "scored" in run(SNIPPETS[3] + checks, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -107,6 +149,22 @@ def test_the_benchmark_page_is_rendered_from_the_results(tmp_path: Path, monkeyp
     report.main()
     page = (tmp_path / "page.md").read_text("utf-8")
     assert page == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+def test_the_snippet_on_operations_runs(tmp_path: Path) -> None:
+    """The worker of the page computes the features of a shard: see test_worker.py for more."""
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    loads = """
+defs = fv.valuation_definitions(
+    training_rows=fv.RowSource(path="train"),
+    validation_rows=fv.RowSource(path="validation.jsonl"),
+    storage=fv.Storage(base_dir="files"),
+    compute=compute,
+)
+dg.Definitions.validate_loadable(defs)
+"""
+    run(snippet + loads, tmp_path)
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""What nobody reads any more: files of shards that are gone, features of another model, parts."""
+"""What nobody reads any more: of shards that are gone, of another model, of killed runs."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -13,10 +13,11 @@ from upath import UPath
 
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
+from forvalue_dagster.storage.atomic import is_abandoned
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table
 
-Kind = Literal["gone_shards", "other_fingerprints", "parts"]
+Kind = Literal["gone_shards", "other_fingerprints", "leftovers"]
 TABLES = ("raw_finetuning_data", "sample_features", "value_scores", "training_attribution")
 _OP = "sweep"
 
@@ -31,8 +32,10 @@ class Retention(dg.Config):
         default=True,
         description="Look for features that do not fit the validation profile in force.",
     )
-    parts: bool = Field(
-        default=True, description="Look for parts of feature passes whose run is over."
+    leftovers: bool = Field(
+        default=True,
+        description="Look for what killed runs left: parts of feature passes whose run is over, and "
+        "half-written files that are a day old.",
     )
     remove: bool = Field(default=False, description="Remove what is found; else only report it.")
 
@@ -113,7 +116,7 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
     @dg.job(
         name=naming.name("retention"),
         description="Report, and with remove take away, tables of shards that are gone, features "
-        "of another model, and parts that a killed run left.",
+        "of another model, and what killed runs left.",
     )
     def retention() -> None:
         sweep()
@@ -123,7 +126,7 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
 
 def purge_request(naming: Naming, run_key: str) -> dg.RunRequest:
     """Return the request of a run that removes what belongs to shards that are gone."""
-    config = Retention(other_fingerprints=False, parts=False, remove=True)
+    config = Retention(other_fingerprints=False, leftovers=False, remove=True)
     return dg.RunRequest(run_key=run_key, run_config=dg.RunConfig(ops={naming.name(_OP): config}))
 
 
@@ -148,8 +151,11 @@ def find_orphans(
         for path in sorted(folder.iterdir(), key=str):
             if path.suffix == ".parts" and path.name.startswith("."):
                 shard = path.name.removeprefix(".").removesuffix(".parts")
-                if wanted.parts and _is_over(instance, path):
-                    yield Orphan(path, "parts", table, shard, _size(path))
+                if wanted.leftovers and _is_over(instance, path):
+                    yield Orphan(path, "leftovers", table, shard, _size(path))
+                continue
+            if wanted.leftovers and is_abandoned(path):
+                yield Orphan(path, "leftovers", table, "", _size(path))
                 continue
             shard = path.stem
             if path.suffix != ".parquet" or path.name.startswith("."):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,15 @@ from pathlib import Path
 from typing import IO
 
 from upath import UPath
+
+_SECONDS_TO_ABANDON = 24 * 60 * 60
+
+
+def is_abandoned(path: UPath) -> bool:
+    """Whether `path` is what a killed process was writing, a day ago or earlier."""
+    if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
+        return False
+    return time.time() - float(path.stat().st_mtime) > _SECONDS_TO_ABANDON
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from forvalue_dagster.storage.parts import StoredParts
 from tests.tiny import tiny_loaded
 
 OPTIONS = ValuationOptions(window_rows=4, batch_tokens=128)
+LARGE = ValuationOptions(window_rows=512, batch_tokens=4096)
 ROWS = [{"prompt": f"question {i}", "response": f"answer {i * i}"} for i in range(10)]
 
 
@@ -32,13 +33,15 @@ def frame(rows: list[dict[str, str]], shard: str = "s") -> pl.DataFrame:
     return fv.read_rows(rows, shard=shard, on_bad_row="skip")
 
 
-def run(loaded, rows: pl.DataFrame, folder: Path) -> tuple[FeaturePass, pl.DataFrame]:
+def run(
+    loaded, rows: pl.DataFrame, folder: Path, options: ValuationOptions = OPTIONS
+) -> tuple[FeaturePass, pl.DataFrame]:
     """One feature step: what it did, and the table that it wrote."""
     storage = Storage(base_dir=str(folder))
     path = storage.path("features", f"{rows['shard'][0]}.parquet")
     store = FeatureStore(storage, path.parent)
     parts = StoredParts(path.parent / ".parts", places=rows.select("shard", "row", "sample_id"))
-    done = FeaturePass(loaded, rows, OPTIONS, store)
+    done = FeaturePass(loaded, rows, options, store)
     laid_out = pl.concat(done.parts(parts))
     write_table(path, parts)
     table = pl.read_parquet(path)
@@ -65,6 +68,14 @@ def test_only_new_rows_pass(loaded, tmp_path: Path) -> None:
     second, table = run(loaded, rows, tmp_path)
     assert (second.reused, second.repeated, second.passed) == (8, 0, 2)
     same_features(table, pl.concat(feature_parts(loaded, rows, OPTIONS)))
+
+
+def test_one_percent_appended_to_two_thousand_rows(loaded, tmp_path: Path) -> None:
+    many = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(2020)]
+    assert run(loaded, frame(many[:2000]), tmp_path, LARGE)[0].passed == 2000
+    done, table = run(loaded, frame(many), tmp_path, LARGE)
+    assert (done.reused, done.passed) == (2000, 20)
+    assert sorted(table["row"]) == list(range(2020))
 
 
 def test_another_shard_knows_them(loaded, tmp_path: Path) -> None:

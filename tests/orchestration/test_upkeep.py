@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,19 @@ def test_retention(project: Project) -> None:
     left = project.folder / "files" / "sample_features" / ".good.parts" / "run-that-was-killed"
     left.mkdir(parents=True)
     (left / "part.parquet").write_bytes(b"half")
+    half = left.parents[1] / f".good.parquet.{'0' * 32}"
+    for file in (half, half.with_name(f".other.parquet.{'1' * 32}")):
+        file.write_bytes(b"half")
+    os.utime(half, (0, 0))  # the other may still be written
     project.options["valuation"] = project.valuation(top_errors=4)
     assert project.run("forvalue_profile").success
-    everything = {"bad.parquet", ".good.parts", "good.parquet"}
-    assert sweep(project) == (5, everything)
+    everything = {"bad.parquet", ".good.parts", "good.parquet", half.name}
+    assert sweep(project) == (6, everything)
     # Reported, not removed; and removed kind by kind.
-    assert sweep(project, remove=True, gone_shards=False, parts=False) == (1, {"good.parquet"})
+    assert sweep(project, remove=True, gone_shards=False, leftovers=False) == (1, {"good.parquet"})
     assert not (project.folder / "files" / "sample_features" / "good.parquet").exists()
     assert (project.folder / "files" / "value_scores" / "good.parquet").exists()
-    assert sweep(project, remove=True) == (4, {"bad.parquet", ".good.parts"})
+    assert sweep(project, remove=True) == (5, {"bad.parquet", ".good.parts", half.name})
     assert sweep(project) == (0, set())
     assert not list((project.folder / "files").glob("*/bad.parquet"))
 

@@ -1,0 +1,74 @@
+"""The part of docs/benchmarks.md on shards, steps and storage."""
+
+from __future__ import annotations
+
+from benchmarks.rendering import result, table
+
+
+def many_shards() -> str:
+    measured = result("many_shards")
+    stages = [
+        (name, f"{one['seconds']:.1f} s", f"{one['peak_megabytes']:,} MB")
+        for part in ("prepare", "profile", "revalue")
+        for name, one in measured[part].items()
+        if isinstance(one, dict)
+    ]
+    runs = measured["revalue"]["runs"] + measured["profile"]["runs"]
+    return f"""## Many shards
+
+`python -m benchmarks.many_shards`: {measured["shards"]:,} shards of {measured["rows"]} rows, drawn from 400
+short ones, so that features are soon there; then another validation set. All runs that the sensors and
+automation ask for, at most 100 shards each, in one process a part; "all" is everything after the profile.
+
+{table(("stage", "time", "peak memory"), stages)}
+
+{runs} runs after the change; a run in a process of its own starts in
+{measured["process_start_seconds"]} s besides. The event of one shard's scores has
+{measured["revalue"]["event_bytes"] / 1000:.1f} kB, the instance {measured["event_log_megabytes"]:.0f} MB.
+"""
+
+
+def step_overhead() -> str:
+    measured = result("step_overhead")
+    turns = [
+        (name, *(f"{seconds:.1f} s" for seconds in times))
+        for name, times in measured["seconds"].items()
+    ]
+    count = len(measured["seconds"]["step"])
+    return f"""## A step against the plain function
+
+`python -m benchmarks.step_overhead`: the feature step of a shard of {measured["rows"]} rows of the DataInf
+task ({measured["response_tokens"]:,} response tokens) against `sample_features` on the same rows, taking
+turns: **{measured["step / function"]:.3f} ×** (median of {count}). Then {measured["rows appended"]} rows are
+appended: {measured["rows passed of those"]} pass through the model.
+
+{table(("", *(f"turn {turn + 1}" for turn in range(count))), turns)}
+"""
+
+
+def feature_store() -> str:
+    measured = result("feature_store")
+    names = {"write": "write, a commit a shard", "write, resumable": "write, resumable"}
+    names |= {"scan": "scan, windows of 512 rows", "merge": "merge of 10 rows into a shard"}
+    stores = measured["results"]
+    rows = [
+        (label, *(f"{store['steps'][step]['seconds']:.2f} s" for store in stores.values()))
+        for step, label in names.items()
+    ]
+    look_ups = [
+        min(one["seconds"] for step, one in store["steps"].items() if step.startswith("look-up"))
+        for store in stores.values()
+    ]
+    rows.append(("look-up of 100 sample ids, the fastest way", *(f"{s:.2f} s" for s in look_ups)))
+    rows.append(("on disk", *(f"{s['megabytes']['merged']:.0f} MB" for s in stores.values())))
+    rows.append(("installed", *(f"{s['installed_megabytes']:.0f} MB" for s in stores.values())))
+    return f"""## Where the feature table lies
+
+`python -m benchmarks.feature_store`: {measured["shards"]} shards of {measured["rows a shard"]} rows of
+{measured["tokens a row"]} tokens, medians of {measured["repeats"]}, one core, warm page cache, on a machine
+with other work: differences below half are none. Parquet's files are flushed to the disk, the others leave
+that to the system; "resumable" keeps parts of {measured["rows a part"]} rows through a crash.
+[The decision](architecture.md#where-the-feature-table-lies).
+
+{table(("", *stores), rows)}
+"""
