@@ -4,21 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+LONG := faults or soak or postgres or ray
+MARKS := model or slow or $(LONG)
+
 export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test quick lint types slow ui bench clean
+.PHONY: demo test quick long lint types slow ui bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m assets.demo
 
-# First signal in a minute, then everything but the tests marked slow.
+# First signal in a minute, then everything but the tests marked slow or long.
 test: lint types quick
 	$(BIN)/pytest -m "model and not slow"
 
 quick: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not model and not slow" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto
+
+# Killed processes, the real daemon, a PostgreSQL server, a Ray cluster: about a quarter of an hour.
+long: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "$(LONG)" -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -54,6 +61,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.noise_gate
 	$(BIN)/python -m benchmarks.noise_unconditional
 	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.many_shards
+	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m pip install --quiet -c constraints.txt deltalake pylance
+	$(BIN)/python -m benchmarks.feature_store
 	$(BIN)/python -m benchmarks.report
 
 # The embedded model's wheel comes without its dependencies, which would compile llama.cpp.

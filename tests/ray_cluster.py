@@ -24,7 +24,7 @@ OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 @contextmanager
-def ray_cluster(cpus: int = 2, gpus: int = 2, tries: int = 3) -> Iterator[str]:
+def ray_cluster(cpus: int = 1, gpus: int = 2, tries: int = 3) -> Iterator[str]:
     """Start a head in a session of its own; give its dashboard's address; stop it for good.
 
     Its GPUs are only counted, none need be there.

@@ -10,11 +10,14 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.digest import digest
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
+from forvalue_dagster.orchestration.automation import behind_checks, fan_in
 from forvalue_dagster.orchestration.naming import Naming, code_version
 from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.warm_up import trained_adapter
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
@@ -44,18 +47,29 @@ def build_attribution_assets(
         ins={"sample_features": dg.AssetIn(key=features), **against},
         partitions_def=naming.shards,
         description="For each training row the validation rows that it helps and hurts most.",
+        dagster_type=pl.DataFrame,
+        automation_condition=behind_checks(ignoring=naming.files),
+        backfill_policy=plan.automation.many_shards,
+        output_required=False,
     )
     def training_attribution(
-        sample_features: pl.LazyFrame,
+        context: dg.AssetExecutionContext,
+        sample_features: dict[str, pl.LazyFrame],
         validation_profile: TensorFile,
         validation_data: pl.DataFrame,
         valuation: Valuation,
-    ) -> pl.DataFrame:
+        storage: Storage,
+    ) -> Iterator[dg.Output[Any]]:
         from forvalue_dagster.engine.attribution import attribute
 
-        pairs = _pairs([sample_features], validation_profile, valuation)
         validation = _profiled(validation_data, validation_profile)
-        return attribute(pairs, validation, attribution.top, "training")
+
+        def make(shard: str) -> ShardTable:
+            pairs = _pairs([sample_features[shard]], validation_profile, valuation)
+            table = attribute(pairs, validation, attribution.top, "training")
+            return ShardTable(table, {"dagster/partition_row_count": len(table)}, digest(table))
+
+        yield from materialize_shards(context, storage, make)
 
     @decorate(
         key=naming.key("validation_attribution"),
@@ -66,6 +80,7 @@ def build_attribution_assets(
         },
         description="For each validation row the training rows, of all shards, that help and "
         "hurt it most.",
+        automation_condition=fan_in("exclude", ignoring=naming.files),
         pool=plan.compute.pool if attribution.exact else None,
         op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,
     )

@@ -34,7 +34,7 @@ class Retention(dg.Config):
     )
     leftovers: bool = Field(
         default=True,
-        description="Look for what killed runs left: parts of feature passes whose run is over, and "
+        description="Look for what killed runs left: parts of feature passes whose run is over, "
         "half-written files that are a day old.",
     )
     remove: bool = Field(default=False, description="Remove what is found; else only report it.")

@@ -25,6 +25,7 @@ from forvalue_dagster.data.files import DataFileError
 from tests.orchestration.conftest import LIKELY, Project
 from tests.orchestration.daemon import Daemon
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
 # Runs a job of the project in a process of its own.
 SCRIPT = """

@@ -169,6 +169,20 @@ def test_new_validation_rows(project: Watched) -> None:
     assert project.gate() == ""
 
 
+def test_new_validation_rows_under_a_warm_up(project: Watched) -> None:
+    project.options["warm_up"] = fv.WarmUp(rows="training", rank=2, max_tokens=800)
+    names = ("one", "two", "three")
+    everything = {(asset, name) for asset in VALUED for name in names}
+    model = {("valuation_model", None), ("validation_profile", None)}
+    assert project.daemon.settle() == everything | model | DATASET
+    project.write("validation.jsonl", project.rows(40, LIKELY, seed=30))
+    scores = {("value_scores", name) for name in names}
+    assert project.daemon.settle() == PROFILE | scores | DATASET
+    # Nor does a new shard train it anew.
+    project.write("train/four.jsonl", project.rows(10, LIKELY, seed=9))
+    assert project.daemon.settle() == shard("four") | DATASET
+
+
 def test_a_validation_row_that_is_a_training_row(project: Watched) -> None:
     leaked = project.rows(20, LIKELY, seed=2)[5]
     project.write("validation.jsonl", [*project.rows(39, LIKELY, seed=0), leaked])
