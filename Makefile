@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-LONG := faults or soak or postgres or ray
-MARKS := model or slow or $(LONG)
+# The soak test runs once, on PostgreSQL.
+LONG := faults or postgres or ray
+MARKS := model or slow or soak or $(LONG)
 
 export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import torch
 
 import forvalue_dagster as fv
+from tests.postgres import Server, missing, running_server
 from tests.tiny import byte_tokenizer, tiny_model
 
 # What the model of these tests has learnt, and what is noise to it.
@@ -101,9 +105,69 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass
+class Instances:
+    """Opens Dagster instances, whose runs and events lie in SQLite or on a PostgreSQL server."""
+
+    server: Server | None = None
+    _databases: dict[Path, str] = field(default_factory=dict)
+
+    @contextmanager
+    def open(
+        self,
+        folder: Path,
+        like: Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Iterator[dg.DagsterInstance]:
+        """Open an instance; every process that has its folder as DAGSTER_HOME opens it, too.
+
+        Args:
+            folder: of the instance; SQLite's files lie in it.
+            like: the folder of a closed instance; the new one begins as a copy of all of it.
+            overrides: further settings, as in a dagster.yaml.
+        """
+        if like is not None:
+            shutil.copytree(like, folder)
+        settings = dict(overrides or {})
+        if self.server is None:
+            with dg.instance_for_test(temp_dir=str(folder), overrides=settings) as instance:
+                yield instance
+            return
+        database = self.server.create(None if like is None else self._databases[like])
+        self._databases[folder] = database
+        settings["storage"] = {"postgres": {"postgres_url": self.server.url(database)}}
+        with dg.instance_for_test(temp_dir=str(folder), overrides=settings) as instance:
+            # Connections are kept, as the web server keeps them. Otherwise each query opens its
+            # own, and evaluating automation in a test makes thousands: six times as slow.
+            instance.optimize_for_webserver(
+                statement_timeout=60_000, pool_recycle=-1, max_overflow=-1
+            )
+            yield instance
+        self.server.disconnect(database)
+
+
+# For modules about what is stored: each of their tests runs twice.
+ON_BOTH_STORAGES = pytest.mark.parametrize(
+    "instances", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+
+
+@pytest.fixture(scope="session")
+def instances(request: pytest.FixtureRequest) -> Iterator[Instances]:
+    """SQLite is what a laptop has; PostgreSQL is what a team has."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield Instances()
+        return
+    if reason := missing():
+        # CI installs a server. There, a test that is skipped would be one that is gone.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with running_server() as server:
+        yield Instances(server)
+
+
 @pytest.fixture
-def project(tmp_path: Path, model_directory: Path) -> Iterator[Project]:
-    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+def project(tmp_path: Path, model_directory: Path, instances: Instances) -> Iterator[Project]:
+    with instances.open(tmp_path) as instance:
         made = Project(tmp_path, model_directory, instance)
         made.write("validation.jsonl", made.rows(40, made.likely, seed=0))
         made.write("train/good.jsonl", made.rows(30, made.likely, seed=1))

@@ -22,7 +22,7 @@ import pytest
 
 import forvalue_dagster as fv
 from forvalue_dagster.data.files import DataFileError
-from tests.orchestration.conftest import LIKELY, Project
+from tests.orchestration.conftest import LIKELY, ON_BOTH_STORAGES, Instances, Project
 from tests.orchestration.daemon import Daemon
 
 pytestmark = pytest.mark.faults
@@ -115,9 +115,8 @@ class Crashing(Project):
 
 
 @pytest.fixture
-def project(tmp_path: Path, model_directory: Path) -> Iterator[Crashing]:
-    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+def project(tmp_path: Path, model_directory: Path, instances: Instances) -> Iterator[Crashing]:
+    with instances.open(tmp_path) as instance:
         made = Crashing(tmp_path, model_directory, instance)
         made.options = {"training_rows": fv.RowSource(path=str(tmp_path / "train"))}
         made.write("validation.jsonl", made.rows(40, LIKELY, seed=0))
@@ -131,6 +130,7 @@ def register(project: Crashing, **shards: int) -> None:
     project.instance.add_dynamic_partitions("forvalue_shards", list(shards))
 
 
+@ON_BOTH_STORAGES
 def test_kill_9_in_the_middle_of_features(project: Crashing) -> None:
     register(project, s=120)
     process = project.start("forvalue_shard", "s", window=2)
@@ -149,6 +149,7 @@ def test_kill_9_in_the_middle_of_features(project: Crashing) -> None:
     assert project.bytes("sample_features/s.parquet") == resumed
 
 
+@ON_BOTH_STORAGES
 def test_kill_9_in_the_middle_of_many_shards(project: Crashing) -> None:
     """While 24 shards are read, passed and scored in one run each; then all is done again."""
     shards = {f"s{number:02d}": 5 for number in range(24)}
@@ -169,6 +170,7 @@ def test_kill_9_in_the_middle_of_many_shards(project: Crashing) -> None:
     assert project.manifest()["rows"]["in"] == 24 * 5
 
 
+@ON_BOTH_STORAGES
 def test_kill_9_in_the_middle_of_filtering(project: Crashing) -> None:
     register(project, s=400)
     assert project.run("forvalue_shard", "s").success
@@ -277,6 +279,7 @@ def test_a_file_that_changes_while_it_is_read(project: Crashing) -> None:
     assert source.read("s").height == 3000
 
 
+@ON_BOTH_STORAGES
 def test_two_runs_of_one_shard_at_once(project: Crashing) -> None:
     register(project, s=60)
     both = [project.start("forvalue_shard", "s", window=2) for _ in range(2)]

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,27 @@ import polars as pl
 import pytest
 
 import forvalue_dagster as fv
-from tests.orchestration.conftest import LIKELY, UNLIKELY, Project
+from tests.orchestration.conftest import (
+    LIKELY,
+    ON_BOTH_STORAGES,
+    UNLIKELY,
+    Instances,
+    Project,
+)
+
+pytestmark = ON_BOTH_STORAGES
 
 DATASET = dg.AssetKey("filtered_dataset")
 SCORES = dg.AssetKey("value_scores")
 
 
 @pytest.fixture(scope="module")
-def valued(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Path:
+def valued(
+    tmp_path_factory: pytest.TempPathFactory, model_directory: Path, instances: Instances
+) -> Path:
     """A project with a profile and three valued shards, of which one is noise."""
     folder = tmp_path_factory.mktemp("valued")
-    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+    with instances.open(folder) as instance:
         made = Project(folder, model_directory, instance)
         made.write("validation.jsonl", made.rows(40, LIKELY, seed=0))
         made.write("train/good.jsonl", made.rows(30, LIKELY, seed=1))
@@ -103,10 +112,11 @@ class Gated(Project):
 
 
 @pytest.fixture
-def project(valued: Path, tmp_path: Path, model_directory: Path) -> Iterator[Gated]:
+def project(
+    valued: Path, tmp_path: Path, model_directory: Path, instances: Instances
+) -> Iterator[Gated]:
     folder = tmp_path / "project"
-    shutil.copytree(valued, folder)
-    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+    with instances.open(folder, like=valued) as instance:
         made = Gated(folder, model_directory, instance)
         made.gate = {}
         yield made

@@ -50,7 +50,7 @@ DEFINITIONS = """
             name=os.environ["TEST_MODEL"],
             local_files_only=True,
             noise_recipes=["character_noise", "refusal"],
-            window_rows=2,
+            window_rows=1,
         ),
         compute=fv.Compute(
             worker=RayWorker(
@@ -158,10 +158,9 @@ class OnRay(Project):
                 raise AssertionError("Waited in vain.\n" + "\n".join(logs))
             time.sleep(0.01)
 
-    def ends(self, shard: str, process: subprocess.Popen[bytes], seconds: float = 90) -> int:
-        self.wait_for(lambda: process.poll() is not None, seconds)
-        if process.returncode:
-            print(self.log(shard).read_text()[-4000:])
+    def ends(self, shard: str, process: subprocess.Popen[bytes]) -> int:
+        self.wait_for(lambda: process.poll() is not None)
+        print(self.log(shard).read_text()[-4000:])  # shown if the test fails
         return process.returncode
 
 
@@ -178,7 +177,7 @@ def project(tmp_path: Path, model_directory: Path, address: str) -> Iterator[OnR
         made = OnRay(tmp_path, model_directory, instance, address=address)
         made.options = {
             "training_rows": fv.RowSource(path=str(tmp_path / "train")),
-            "valuation": made.valuation(window_rows=2),
+            "valuation": made.valuation(window_rows=1),
         }
         yield made
 
@@ -217,7 +216,7 @@ def test_two_shards_at_once_and_one_worker_is_killed(project: OnRay) -> None:
     for shard, rows in shards.items():
         (made,) = project.made(shard)
         reused = made.metadata["parts_reused"].value
-        assert (3 <= reused < rows / 2) if shard == "a" else reused == 0
+        assert (3 <= reused < rows) if shard == "a" else reused == 0
         there = project.table("sample_features", shard)
         assert there["row"].to_list() == list(range(rows))
         assert not list(project.features(shard).parent.glob(f".{shard}.parts"))
@@ -227,16 +226,11 @@ def test_two_shards_at_once_and_one_worker_is_killed(project: OnRay) -> None:
         here, _ = project.made(shard)
         assert here.tags["dagster/data_version"] == made.tags["dagster/data_version"]
     # What the workers said, and why the one ended, is in the log of the runs.
-    said = [
-        event.to_json() for run in project.instance.get_runs() for event in whole_log(project, run)
-    ]
+    runs = project.instance.get_runs()
+    said = [event.to_json() for run in runs for event in project.instance.all_logs(run.run_id)]
     assert any("240 went through the model" in line for line in said)
     (retried,) = [line for line in said if '"STEP_UP_FOR_RETRY"' in line]
     assert "exit code -9" in retried
-
-
-def whole_log(project: OnRay, run: dg.DagsterRun) -> list[dg.EventLogEntry]:
-    return list(project.instance.all_logs(run.run_id))
 
 
 def test_a_cancelled_run_stops_its_job(project: OnRay) -> None:
@@ -247,7 +241,7 @@ def test_a_cancelled_run_stops_its_job(project: OnRay) -> None:
         (run,) = project.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         project.instance.report_run_canceling(run)  # as a launcher does, before its signal
         process.send_signal(signal.SIGTERM)
-        project.ends("a", process)
+        assert project.ends("a", process) != 0
         project.wait_for(lambda: not Path(f"/proc/{worker}").exists(), 5)
         assert project.jobs("a") == ["STOPPED"]
     ended = project.instance.get_run_by_id(run.run_id)

@@ -6,7 +6,6 @@ Each test says what it does to the files, and expects exactly the assets and sha
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,16 @@ import polars as pl
 import pytest
 
 import forvalue_dagster as fv
-from tests.orchestration.conftest import LIKELY, UNLIKELY, Project
+from tests.orchestration.conftest import (
+    LIKELY,
+    ON_BOTH_STORAGES,
+    UNLIKELY,
+    Instances,
+    Project,
+)
 from tests.orchestration.daemon import Daemon, Ran
+
+pytestmark = ON_BOTH_STORAGES
 
 DATASET: Ran = {("filtered_dataset", None), ("dropped_rows", None)}
 PROFILE: Ran = {("validation_data", None), ("validation_profile", None)}
@@ -68,10 +75,12 @@ def settled_project(folder: Path, model: Path, instance: dg.DagsterInstance) -> 
 
 
 @pytest.fixture(scope="module")
-def settled(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Watched:
+def settled(
+    tmp_path_factory: pytest.TempPathFactory, model_directory: Path, instances: Instances
+) -> Watched:
     """A project whose three shards were valued and filtered by automation alone."""
     folder = tmp_path_factory.mktemp("settled")
-    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+    with instances.open(folder) as instance:
         made = settled_project(folder, model_directory, instance)
         made.write("validation.jsonl", made.rows(40, LIKELY, seed=0))
         for number, name in enumerate(("one", "two", "three"), start=1):
@@ -83,11 +92,12 @@ def settled(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> 
 
 
 @pytest.fixture
-def project(settled: Watched, tmp_path: Path, model_directory: Path) -> Iterator[Watched]:
+def project(
+    settled: Watched, tmp_path: Path, model_directory: Path, instances: Instances
+) -> Iterator[Watched]:
     """A copy of it, with the cursors where they were."""
     folder = tmp_path / "project"
-    shutil.copytree(settled.folder, folder)
-    with dg.instance_for_test(temp_dir=str(folder)) as instance:
+    with instances.open(folder, like=settled.folder) as instance:
         made = settled_project(folder, model_directory, instance)
         made.daemon.cursors = dict(settled.daemon.cursors)
         made.daemon.automation = settled.daemon.automation

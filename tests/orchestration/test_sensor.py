@@ -11,8 +11,10 @@ import dagster as dg
 import pytest
 
 import forvalue_dagster as fv
-from tests.orchestration.conftest import Project
+from tests.orchestration.conftest import ON_BOTH_STORAGES, Project
 from tests.orchestration.daemon import Daemon
+
+pytestmark = ON_BOTH_STORAGES
 
 
 def tick(project: Project, cursor: str | None, **options) -> dg.SensorResult | dg.SkipReason:

@@ -15,10 +15,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
 
 from forvalue_dagster.quality.manifest import MANIFEST
-from tests.orchestration.conftest import LIKELY, UNLIKELY, Project
+from tests.orchestration.conftest import (
+    LIKELY,
+    ON_BOTH_STORAGES,
+    UNLIKELY,
+    Instances,
+    Project,
+)
 
 DEFINITIONS = """
     import os
@@ -125,12 +130,14 @@ class Soaked(Project):
         )
 
 
+@ON_BOTH_STORAGES
 @pytest.mark.soak
-def test_a_pipeline_that_runs_for_months(tmp_path: Path, model_directory: Path) -> None:
+def test_a_pipeline_that_runs_for_months(
+    tmp_path: Path, model_directory: Path, instances: Instances
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    (home / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE))
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with instances.open(home, overrides=INSTANCE) as instance:
         project = Soaked(tmp_path, model_directory, instance)
         project.write("validation.jsonl", project.rows(40, LIKELY, seed=0))
         project.write("train/one.jsonl", project.rows(20, LIKELY, seed=1))

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ import polars as pl
 import pytest
 
 import forvalue_dagster as fv
+from forvalue_dagster.ray_worker import RayWorker
+from forvalue_dagster.worker import OwnLineWriter
 from tests.orchestration.conftest import LIKELY, Project
 from tests.orchestration.daemon import Daemon
 from tests.s3 import s3_server
@@ -168,6 +171,37 @@ def test_a_worker_on_s3(project: Project, monkeypatch: pytest.MonkeyPatch) -> No
         assert "forvalue/sample_features/good.parquet" in server.keys("data")
     assert jobs
     assert not any("secret" in job for job in jobs)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_message_on_a_stream_has_a_line_of_its_own(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where both streams are one log, a progress bar's line is open when a message comes."""
+    message: Any = {"method": "log", "params": {"message": "half\nway"}}
+    stream = getattr(sys, name)
+    with OwnLineWriter().open({"stdio": name}) as channel:
+        stream.write("\r 50%|#####     ")
+        channel.write_message(message)
+        stream.write("\r100%|##########")
+        channel.write_message(message)
+    written = capsys.readouterr()
+    lines = (written.out if name == "stdout" else written.err).split("\n")
+    assert lines[0] == "\r 50%|#####     "
+    assert [json.loads(line) for line in (lines[1], lines[3])] == [message] * 2
+
+
+def test_a_ray_worker_without_ray_says_what_to_install(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dagster_ray", None)
+    project.options["compute"] = fv.Compute(worker=RayWorker())
+    (failure,) = [
+        event.step_failure_data.error.to_string()
+        for event in project.run("forvalue_shard", "good").all_events
+        if event.is_step_failure
+    ]
+    assert "pip install 'forvalue-dagster[ray]'" in failure
 
 
 def children_running(module: str) -> list[int]:
