@@ -150,8 +150,8 @@ def new_profile(folder: Path) -> dict[str, Any]:
         project.write("validation.jsonl", sums(VALIDATION, seed=3))
         with stage(times, "validation rows and profile"):
             daemon.observe()
-            daemon.tick()
-            daemon.tick()
+            while ("validation_profile", None) not in daemon.tick():
+                pass
         times["runs"] = len(daemon.results)
         (folder / "cursors.json").write_text(json.dumps(daemon.cursors))
         (folder / "automation.json").write_text(serialize_value(daemon.automation))
