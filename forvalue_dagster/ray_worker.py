@@ -89,7 +89,8 @@ class RayWorker:
                 # A retry policy would start the step again (in one process; dagster#15026).
                 raise dg.Failure(f"Cancelled; job {name} stopped.", allow_retries=False) from error
             raise
-        if not done.get_results(implicit_materializations=False):
+        reported = done.get_results(implicit_materializations=False)
+        if not any(isinstance(result, dg.MaterializeResult) for result in reported):
             # A broken connection ends the reader of the job's log without an error.
             raise dg.Failure(f"Ray job {name} succeeded, but what it reported did not arrive.")
         return done

@@ -25,6 +25,8 @@ def shards_in(paths: Collection[str], origin: str, split: str | None = None) -> 
         DataFileError: if the folder is a DatasetDict and no split is named, if there is no such
             split, or if two files would be the same shard.
     """
+    # Hidden files are others' business: half-written ones, a finder's notes.
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.split("/"))]
     saved = {str(PurePosixPath(path).parent) for path in paths if _name(path) == "state.json"}
     if split is None:
         if "dataset_dict.json" in paths:

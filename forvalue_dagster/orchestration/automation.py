@@ -19,22 +19,28 @@ Condition = dg.AutomationCondition[Any]
 
 
 def _new_content_above() -> Condition:
-    # What was made by the run that made the asset itself has been seen already.
-    return AC.any_deps_match(AC.data_version_changed() & ~AC.executed_with_root_target())
+    # What was made by the run that made the asset itself has been seen already, unless it failed.
+    seen = AC.executed_with_root_target()
+    changed = AC.data_version_changed()
+    return AC.any_deps_match(changed & ~seen) | (AC.any_deps_match(changed) & AC.execution_failed())
 
 
 def _asked_for() -> Condition:
     # since_last_handled would also count the first evaluation as handled (what is missing when
     # automation is switched on must be made), and the asset's own run (what changed after it
     # began, but before the next tick, must not be forgotten).
-    trigger = AC.newly_missing() | _new_content_above() | AC.code_version_changed()
-    return trigger.since(AC.newly_requested())
+    return _since_requested(AC.newly_missing() | _new_content_above() | AC.code_version_changed())
+
+
+def _since_requested(trigger: Condition) -> Condition:
+    # What changes between the tick that asked and the next must not be forgotten with it.
+    return trigger.since(AC.newly_requested() & ~trigger)
 
 
 def when_configured_anew() -> Condition:
     """Return the condition of a model that is pinned: made once for each configuration."""
     trigger = AC.newly_missing() | AC.code_version_changed()
-    return (trigger.since(AC.newly_requested()) & ~AC.in_progress()).with_label("configured_anew")
+    return (_since_requested(trigger) & ~AC.in_progress()).with_label("configured_anew")
 
 
 def on_new_content() -> Condition:
@@ -60,7 +66,9 @@ def behind_checks(ignoring: dg.AssetSelection) -> Condition:
     )
 
 
-def fan_in(on_blocked_shard: str, ignoring: dg.AssetSelection) -> Condition:
+def fan_in(
+    on_blocked_shard: str, ignoring: dg.AssetSelection, shared: dg.AssetSelection
+) -> Condition:
     """Return the condition of an asset that gathers all shards.
 
     In fail mode every blocking check of every shard must have passed. In exclude mode a bad shard
@@ -71,18 +79,20 @@ def fan_in(on_blocked_shard: str, ignoring: dg.AssetSelection) -> Condition:
     Args:
         on_blocked_shard: "fail" or "exclude".
         ignoring: what it need not wait for: files that a sensor may never have reported.
+        shared: what every shard is valued against: its troubles are no shard's own.
     """
-    there, decided = ~AC.missing(), AC.check_passed()
-    waited_for = AC.missing()
+    there: Condition = ~AC.missing()
+    decided: Condition = AC.check_passed()
+    waited_for: Condition = AC.missing()
     # Rows, features or scores that are older than what they are made from: not settled yet.
     outdated = _new_content_above().since(AC.newly_updated())
-    behind = outdated | AC.any_deps_match(outdated) | AC.any_deps_in_progress()
+    behind: Condition = outdated | AC.any_deps_match(outdated) | AC.any_deps_in_progress()
     if on_blocked_shard == "exclude":
         decided = decided | AC.check_failed()
         # Scores lie behind their features, which lie behind the rows (or right behind the rows).
         failed_check = AC.any_checks_match(AC.check_failed(), blocking_only=True)
-        above = AC.any_deps_match(failed_check | AC.execution_failed())
-        given_up = AC.execution_failed() | above | AC.any_deps_match(above)
+        above = AC.any_deps_match(failed_check | AC.execution_failed()).ignore(shared)
+        given_up = AC.execution_failed() | above | AC.any_deps_match(above).ignore(shared)
         there, waited_for = there & ~given_up, waited_for & ~given_up
         behind = behind & ~given_up
     undecided = AC.any_deps_match(there & AC.any_checks_match(~decided, blocking_only=True))

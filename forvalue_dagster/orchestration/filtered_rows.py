@@ -18,26 +18,33 @@ def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.Lazy
     """Join decided rows with their text; a source column of a score's name gives way to it."""
     scores = [name for name in decided.columns if name not in PLACE]
     parts = []
-    for _, rows in sorted(raw.items()):
+    for rows, chosen in _by_shard(raw, decided):
         own = rows.collect_schema().names()
         renamed = rows.rename({name: f"source.{name}" for name in own if name in scores})
-        parts.append(renamed.join(decided.lazy(), on=PLACE, maintain_order="left"))
+        parts.append(renamed.join(chosen.lazy(), on=PLACE, maintain_order="left"))
     return pl.concat(parts, how="diagonal_relaxed").drop("source")
+
+
+def _by_shard(
+    raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame
+) -> Iterator[tuple[pl.LazyFrame, pl.DataFrame]]:
+    """Yield each shard's rows with its own decided lines: a join with all would be quadratic."""
+    shards = decided.partition_by("shard", as_dict=True)
+    for shard, rows in sorted(raw.items()):
+        yield rows, shards.get((shard,), decided.clear())
 
 
 def kept_lines(raw: Mapping[str, pl.LazyFrame], kept: pl.DataFrame) -> Iterator[str]:
     """Yield the kept rows in their source's own form, one shard in memory at a time."""
-    for _, rows in sorted(raw.items()):
-        yield from source_lines(rows.join(kept.lazy(), on=PLACE, how="semi").collect())
+    for rows, chosen in _by_shard(raw, kept.select(PLACE)):
+        yield from source_lines(rows.join(chosen.lazy(), on=PLACE, how="semi").collect())
 
 
 def dropped_lines(raw: Mapping[str, pl.LazyFrame], dropped: pl.DataFrame) -> Iterator[str]:
     """Yield {drop_reason, shard, row, source} of each dropped row; source is its own form."""
-    for _, rows in sorted(raw.items()):
-        frame = rows.join(dropped.lazy().select(PLACE), on=PLACE, how="semi").collect()
-        reasons = frame.select(PLACE).join(
-            dropped.select(*PLACE, "drop_reason"), on=PLACE, how="left", maintain_order="left"
-        )
+    for rows, chosen in _by_shard(raw, dropped.select(*PLACE, "drop_reason")):
+        frame = rows.join(chosen.lazy(), on=PLACE, how="semi").collect()
+        reasons = frame.select(PLACE).join(chosen, on=PLACE, how="left", maintain_order="left")
         for record, line in zip(reasons.to_dicts(), source_lines(frame), strict=True):
             yield json.dumps(record | {"source": line}, ensure_ascii=False, sort_keys=True)
 

@@ -75,7 +75,9 @@ def build_filtered_dataset(
         "code_version": code_version(
             resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
         ),
-        "automation_condition": fan_in(gate.on_blocked_shard, ignoring=naming.files),
+        "automation_condition": fan_in(
+            gate.on_blocked_shard, ignoring=naming.files, shared=naming.shared
+        ),
         "kinds": {"polars", "parquet"},
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.data.digest import digest
 from forvalue_dagster.orchestration.naming import (
     LEAKAGE,
     ROW_CONSERVATION,
@@ -96,6 +97,11 @@ def judge_shards(
                 )
                 if not standing.holds:
                     blocked_by.append(standing.summary)
+        scores_key = naming.key("value_scores").to_user_string()
+        if scores_key in made_from and made_from[scores_key].data_version != digest(own):
+            blocked_by.append(
+                "its stored scores are not those that were checked: compute its value scores again"
+            )
         if strange := _strangers(own, raw[shard]):
             blocked_by.append(
                 f"{strange} of its rows are not those that were valued: compute its value scores "

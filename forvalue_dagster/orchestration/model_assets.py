@@ -204,7 +204,8 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         rows = table_path(storage, raw_key, shard)
         adapter = adapter_pointer(naming, storage) if plan.warm_up is not None else None
         job = worker_job(rows, features, context.run_id, valuation, storage, adapter)
-        results = worker(context, job).get_results()
+        # Nothing is taken for made that the worker did not report.
+        results = worker(context, job).get_results(implicit_materializations=False)
         schema = scan_table(storage, features).collect_schema()
         columns = describe_columns(schema, DESCRIPTIONS | COLUMN_DESCRIPTIONS)
         context.add_output_metadata({"dagster/column_schema": columns}, output_name="result")

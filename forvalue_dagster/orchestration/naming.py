@@ -77,6 +77,12 @@ class Naming:
         names = (TRAINING_FILES, TRAINING_SHARDS, VALIDATION_FILES, MODEL_FILES)
         return dg.AssetSelection.assets(*map(self.key, names))
 
+    @property
+    def shared(self) -> dg.AssetSelection:
+        """What every shard is valued against."""
+        names = ("validation_data", "validation_profile")
+        return dg.AssetSelection.assets(*map(self.key, names))
+
     def name(self, name: str) -> str:
         """Return the name of a job, a sensor or a set of partitions."""
         return "_".join([*self.prefix, "forvalue", name])

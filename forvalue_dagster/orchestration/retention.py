@@ -124,10 +124,10 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
     return retention
 
 
-def purge_request(naming: Naming, run_key: str) -> dg.RunRequest:
+def purge_request(naming: Naming) -> dg.RunRequest:
     """Return the request of a run that removes what belongs to shards that are gone."""
     config = Retention(other_fingerprints=False, leftovers=False, remove=True)
-    return dg.RunRequest(run_key=run_key, run_config=dg.RunConfig(ops={naming.name(_OP): config}))
+    return dg.RunRequest(run_config=dg.RunConfig(ops={naming.name(_OP): config}))
 
 
 def find_orphans(
@@ -142,6 +142,9 @@ def find_orphans(
         wanted: what to look for.
     """
     registered = set(naming.registered(instance))
+    if not registered and wanted.gone_shards:
+        # A new instance over an old storage: everything would look gone.
+        wanted = wanted.model_copy(update={"gone_shards": False})
     profile = latest_materialization(instance, naming.key("validation_profile"))
     mark = profile.metadata["fingerprint"].value if profile else None
     for table in TABLES:
@@ -164,6 +167,13 @@ def find_orphans(
                 if wanted.gone_shards:
                     yield Orphan(path, "gone_shards", table, shard, _size(path))
             elif table == "sample_features" and wanted.other_fingerprints and mark is not None:
+                made = latest_materialization(instance, naming.key(table), shard)
+                if (
+                    made is not None
+                    and profile is not None
+                    and made.storage_id > profile.storage_id
+                ):
+                    continue  # the profile is what is old
                 rows = scan_table(storage, path).select(pl.col("fingerprint").first()).collect()
                 if rows.item() not in (None, mark):
                     yield Orphan(path, "other_fingerprints", table, shard, _size(path))

@@ -11,7 +11,7 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
-from forvalue_dagster.orchestration.automation import on_new_content
+from forvalue_dagster.orchestration.automation import behind_checks, on_new_content
 from forvalue_dagster.orchestration.naming import (
     MODEL_FILES,
     TRAINING_FILES,
@@ -23,7 +23,7 @@ from forvalue_dagster.orchestration.naming import (
 )
 from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.row_checks import Suite, check_rows
+from forvalue_dagster.orchestration.row_checks import Suite, check_rows, written_suites
 from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
 from forvalue_dagster.storage.location import Storage
@@ -70,14 +70,16 @@ def build_row_assets(
         partitions_def=naming.shards,
         io_manager_key="parquet_io_manager",
         dagster_type=pl.DataFrame,
-        code_version=code_version(resolved(training_rows, without=("path", "s3"))),
+        code_version=code_version(
+            resolved(training_rows, without=("path", "s3")), written_suites(suites)
+        ),
         metadata={"descriptions": DESCRIPTIONS},
         description="Finetuning rows as conversations, with the source's own columns.",
-        automation_condition=on_new_content(),
     )
 
     @decorate(
         deps=[naming.key(TRAINING_FILES)],
+        automation_condition=on_new_content(),
         backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
@@ -97,7 +99,10 @@ def build_row_assets(
 
     upstream = training_rows.key if isinstance(training_rows, UpstreamRows) else None
 
-    @decorate(ins={"rows": dg.AssetIn(key=upstream or naming.key("rows"))})
+    @decorate(
+        ins={"rows": dg.AssetIn(key=upstream or naming.key("rows"))},
+        automation_condition=behind_checks(ignoring=naming.files),
+    )
     def rows_of_asset(
         context: dg.AssetExecutionContext, rows: Any, training_rows: UpstreamRows, storage: Storage
     ) -> Iterator[dg.Output[Any]]:
@@ -112,7 +117,9 @@ def build_row_assets(
         group_name=naming.group,
         kinds={"polars", "parquet"},
         io_manager_key="parquet_io_manager",
-        code_version=code_version(resolved(validation_rows, without=("path", "s3"))),
+        code_version=code_version(
+            resolved(validation_rows, without=("path", "s3")), written_suites(suites)
+        ),
         metadata={"descriptions": DESCRIPTIONS},
         description="The trusted rows that training rows are valued against.",
         automation_condition=on_new_content(),

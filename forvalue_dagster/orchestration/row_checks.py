@@ -71,6 +71,18 @@ def _expectations(
     return expectations
 
 
+def written_suites(suites: Sequence[Suite]) -> list[Any]:
+    """Return suites as they are written: rows are held to changed ones again."""
+    return [
+        suite.to_json_dict()
+        if not isinstance(suite, str | Path)
+        else Path(suite).read_text("utf-8")
+        if Path(suite).exists()
+        else None
+        for suite in suites
+    ]
+
+
 def check_rows(
     key: dg.AssetKey, rows: pl.DataFrame, storage: Storage, own_suites: Sequence[Suite], title: str
 ) -> Iterator[dg.AssetCheckResult]:

@@ -52,7 +52,11 @@ def build_score_asset(
         io_manager_key="parquet_io_manager",
         dagster_type=pl.DataFrame,
         # With the gate's rules, by which the checks of the scores judge.
-        code_version=code_version(settings(valuation, decisive), plan.scoring, resolved(gate)),
+        code_version=code_version(
+            settings(valuation, decisive),
+            plan.scoring,
+            resolved(gate, without=("on_blocked_shard",)),
+        ),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the "
         "validation rows.",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import dagster as dg
 
@@ -23,6 +24,12 @@ from forvalue_dagster.orchestration.retention import purge_request
 from forvalue_dagster.orchestration.sources import RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
+
+# A mount that is away, or a mistyped prefix, looks like this.
+_EMPTY = (
+    "{path} is empty, and {count} shards are registered. Nothing is removed: if they are meant to "
+    "go, delete the partitions in the UI."
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Discovery:
         events = [
             _event(naming.key(TRAINING_FILES), self.present[shard], shard) for shard in self.changed
         ]
+        # Should it come back in the same state, that is a change.
+        events += [_event(naming.key(TRAINING_FILES), "gone", shard) for shard in self.gone]
         if self.registers:
             names = sha256("\n".join(sorted(self.present)).encode()).hexdigest()[:32]
             events.append(_event(naming.key(TRAINING_SHARDS), names))
@@ -105,12 +114,16 @@ def build_shard_sensor(
     def new_shards(
         context: dg.SensorEvaluationContext, training_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
-        known: dict[str, str] = json.loads(context.cursor or "{}")
+        # A cursor that was lost must not hide what has gone since.
+        known: dict[str, str] = dict.fromkeys(naming.registered(context.instance), "")
+        known |= json.loads(context.cursor or "{}")
         try:
             now = {shard: file.state for shard, file in training_rows.listing().items()}
         except DataFileError as error:
             # A folder that is away for a while must not look like shards that are gone.
             return dg.SkipReason(str(error))
+        if known and not now:
+            return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, automation.shards_per_tick)
         if not found.changed and not found.gone:
             return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
@@ -120,10 +133,8 @@ def build_shard_sensor(
             requests.append(shards.build_add_request(found.changed))
         if found.gone:
             requests.append(shards.build_delete_request(found.gone))
-        removed = json.dumps([[shard, known[shard]] for shard in found.gone])
-        key = sha256(removed.encode()).hexdigest()
         return dg.SensorResult(
-            run_requests=[purge_request(naming, f"gone:{key}")] if found.gone else [],
+            run_requests=[purge_request(naming)] if found.gone else [],
             asset_events=found.events(naming),
             dynamic_partitions_requests=requests,
             cursor=json.dumps(found.present, sort_keys=True),
@@ -148,28 +159,33 @@ def build_discovery_schedule(
         description="Registers new shards, reports changed ones and changed validation rows.",
     )
     def discovery(
-        context: dg.ScheduleEvaluationContext, training_rows: RowSource, validation_rows: RowSource
+        context: dg.ScheduleEvaluationContext, training_rows: Any, validation_rows: RowSource
     ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
+        key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
+        last = latest_materialization(instance, key)
+        if last is None or last.data_version != state:
+            instance.report_runless_asset_event(_event(key, state))
+        if not isinstance(training_rows, RowSource):
+            return dg.SkipReason("The rows come from another asset.")
         known = {}
         for shard in naming.registered(instance):
             last = latest_materialization(instance, naming.key(TRAINING_FILES), shard)
             known[shard] = last.data_version if last else ""
         now = {shard: file.state for shard, file in training_rows.listing().items()}
+        if known and not now:
+            return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, len(now))
         shards = naming.name("shards")
+        # In this order a turn that dies is done again by the next.
         if found.changed:
             instance.add_dynamic_partitions(shards, found.changed)
-        for shard in found.gone:
-            instance.delete_dynamic_partition(shards, shard)
         for event in found.events(naming):
             instance.report_runless_asset_event(event)
-        key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
-        last = latest_materialization(instance, key)
-        if last is None or last.data_version != state:
-            instance.report_runless_asset_event(_event(key, state))
+        for shard in found.gone:
+            instance.delete_dynamic_partition(shards, shard)
         if found.gone:
-            return purge_request(naming, f"gone:{context.scheduled_execution_time.isoformat()}")
+            return purge_request(naming)
         return dg.SkipReason(f"{len(found.changed)} shards new or changed, none gone.")
 
     return discovery

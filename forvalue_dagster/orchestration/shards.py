@@ -75,6 +75,7 @@ def materialize_shards(
         context.set_data_version(context.asset_key, dg.DataVersion(only.data_version))
         yield dg.Output(only.table, metadata=only.metadata)
         return
+    _refuse_more_assets(context)
     failed: dict[str, str] = {}
     blocked: dict[str, str] = {}
     shards = context.partition_keys
@@ -99,6 +100,19 @@ def materialize_shards(
             f"{listing[:10_000]}",
             # What was blocked stays blocked; what failed may do better.
             allow_retries=bool(failed),
+        )
+
+
+def _refuse_more_assets(context: dg.AssetExecutionContext) -> None:
+    """Fail rather than leave other assets of the run out: they would wait for an output."""
+    chosen = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
+    others = sorted(key.to_user_string() for key in set(chosen) - {context.asset_key})
+    if others:
+        raise dg.Failure(
+            f"A run over several shards makes one asset; this one is to make {', '.join(others)}, "
+            "too. Select one asset after the other, or launch a run for each shard (automation "
+            "does the former).",
+            allow_retries=False,
         )
 
 
@@ -138,8 +152,11 @@ def _record(
     )
     if check is None:
         return []
-    materialization = latest_materialization(context.instance, key, shard)
-    assert materialization is not None  # it was recorded a line ago
+    # Another run may have made the shard in between: its rows are not those looked at here.
+    materialization = latest_materialization(context.instance, key, shard, context.run_id)
+    if materialization is None:
+        context.log.warning(f"Shard {shard!r} was made by another run meanwhile; not judged here.")
+        return []
     objections = []
     for result in check(shard, made):
         blocking = result.check_name in BLOCKING

@@ -198,8 +198,13 @@ class UpstreamRows(RowForm):
             try:
                 obj = pl.DataFrame(obj)
             except (TypeError, ValueError) as error:
+                # The cause would quote the rows, and end up in the event log.
                 raise DataFileError(
-                    f"{self.asset} yields a {type(obj).__name__}; expected a frame of polars, "
-                    "pandas or Arrow, or a list of dicts."
-                ) from error
+                    f"{self.asset} yields a {type(obj).__name__} that is no table "
+                    f"({type(error).__name__}); expected a frame of polars, pandas or Arrow, or a "
+                    "list of dicts."
+                ) from None
+        if isinstance(obj, pl.DataFrame):
+            # A frame that was canonical before: its places and ids may not be what it holds now.
+            obj = obj.drop("shard", "row", "sample_id", strict=False)
         return self.canonical(obj, shard)

@@ -91,13 +91,25 @@ class CheckStanding:
 
 
 def latest_materialization(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None = None
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    partition: str | None = None,
+    run_id: str | None = None,
 ) -> Materialization | None:
-    """Return what is in force of an asset or of one of its partitions; None if there is nothing."""
+    """Return what is in force of an asset or of one of its partitions; None if there is nothing.
+
+    Args:
+        instance: that holds the event log.
+        key: of the asset.
+        partition: None for an asset without.
+        run_id: of the run that must have made it; another's counts as nothing.
+    """
     partitions = None if partition is None else [partition]
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions), limit=1
     ).records
+    if run_id is not None:
+        records = [record for record in records if record.run_id == run_id]
     if not records:
         return None
     event = records[0].asset_materialization

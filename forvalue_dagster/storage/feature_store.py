@@ -72,27 +72,26 @@ class FeatureStore:
 
     def _keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
         """Return sample_id and file of every line that serves again."""
-        tables = [
-            scan_table(self.storage, path)
-            .select(_KEYS)
-            .filter(lines_to_reuse(mark))
-            .select("sample_id", file=pl.lit(path.name))
-            .unique()
-            for path in paths
-        ]
-        if self.wanted is not None:
-            asked = pl.col("sample_id").is_in(self.wanted.implode())
-            tables = [table.filter(asked) for table in tables]
-        found = [pl.DataFrame(schema={"sample_id": pl.String, "file": pl.String})]
+        nothing = pl.DataFrame(schema={"sample_id": pl.String, "file": pl.String})
+        if not paths:
+            return nothing
         try:
-            found += pl.collect_all(tables)
+            return self._scan_keys(paths, mark)
         except (pl.exceptions.PolarsError, OSError):
-            for path, table in zip(paths, tables, strict=True):
+            found = [nothing]
+            for path in paths:
                 try:
-                    found.append(table.collect())
+                    found.append(self._scan_keys([path], mark))
                 except (pl.exceptions.PolarsError, OSError) as error:
                     _log.warning(f"{path.name} is no readable feature table ({error}); not used.")
-        return pl.concat(found)
+            return pl.concat(found)
+
+    def _scan_keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
+        keys = scan_table(self.storage, *paths, named=True).filter(lines_to_reuse(mark))
+        if self.wanted is not None:
+            keys = keys.filter(pl.col("sample_id").is_in(self.wanted.implode()))
+        name = pl.col("file").str.split("/").list.last()
+        return keys.select("sample_id", name).unique().collect()
 
     def _read(self, path: UPath, mark: str, sample_ids: set[str]) -> Iterator[pl.DataFrame]:
         left = set(sample_ids)

@@ -89,15 +89,23 @@ def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
     return path
 
 
-def scan_table(storage: Storage, path: UPath) -> pl.LazyFrame:
-    """Scan a Parquet file; under s3:// polars reads the ranges that it needs by itself."""
+def scan_table(storage: Storage, *paths: UPath, named: bool = False) -> pl.LazyFrame:
+    """Scan Parquet files; under s3:// polars reads the ranges that it needs by itself.
+
+    With `named`, a column `file` tells which file a line comes from.
+    """
     options = _remap_fsspec_storage_options(storage.options()) or {}
     if str(options.get("aws_endpoint_url", "")).startswith("http://"):
         options["aws_allow_http"] = "true"
     provider: Any = "auto"
     if storage.s3 is not None and storage.s3.profile_name:
         provider = pl.CredentialProviderAWS(profile_name=storage.s3.profile_name)
-    return pl.scan_parquet(str(path), storage_options=options or None, credential_provider=provider)
+    return pl.scan_parquet(
+        [str(path) for path in paths],
+        storage_options=options or None,
+        credential_provider=provider,
+        include_file_paths="file" if named else None,
+    )
 
 
 def write_table(path: UPath, table: pl.DataFrame | StoredParts) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 from upath import UPath
@@ -83,8 +85,10 @@ class StoredParts:
         for path in list(self.folder.iterdir()):
             if path.name != self.attempt and is_over(path.name):
                 self._remove(path)
-        if not any(self.folder.iterdir()):
-            self._remove(self.folder)
+        if self.folder.protocol in ("", "file", "local"):
+            # Refused, as it should be, if another attempt has put something there.
+            with suppress(OSError):
+                Path(self.folder.path).rmdir()
 
     @cached_property
     def _finished(self) -> dict[str, UPath]:

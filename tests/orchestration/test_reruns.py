@@ -5,6 +5,7 @@ Each test says what it does to the files, and expects exactly the assets and sha
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,59 @@ def test_appended_and_edited_rows(project: Watched) -> None:
     assert project.gate() == ""
 
 
+def test_a_change_between_a_request_and_the_next_tick(project: Watched) -> None:
+    """Edited twice within a tick's time: the second edit must not go with the first."""
+    project.write("train/one.jsonl", project.rows(20, LIKELY, seed=31))
+    project.daemon.observe()
+    assert project.daemon.tick() == shard("one", "raw_finetuning_data")
+    project.write("train/one.jsonl", project.rows(21, LIKELY, seed=32))
+    assert project.daemon.settle() == shard("one") | DATASET
+    assert len(project.table("value_scores", "one")) == 21
+
+
+def test_another_expectation(project: Watched) -> None:
+    """Rows are held to it again; the dataset whose rows break it is refused."""
+    suite = {
+        "name": "own",
+        "expectations": [
+            {
+                "type": "expect_table_row_count_to_be_between",
+                "kwargs": {"min_value": 1000},
+                "severity": "critical",
+            }
+        ],
+    }
+    path = project.folder / "suite.json"
+    path.write_text(json.dumps(suite))
+    project.options["suites"] = [str(path)]
+    assert project.daemon.settle() >= {("raw_finetuning_data", "one"), ("validation_data", None)}
+    assert "check 'row_expectations' of raw_finetuning_data" in project.gate()
+
+
+def test_a_run_over_several_shards_makes_one_asset(project: Watched) -> None:
+    tags = {
+        "dagster/asset_partition_range_start": "one",
+        "dagster/asset_partition_range_end": "two",
+    }
+    result = project.definitions.resolve_job_def("forvalue_shard").execute_in_process(
+        instance=project.instance, tags=tags, raise_on_error=False
+    )
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    failure = event.step_failure_data.user_failure_data.description
+    assert "this one is to make sample_features, value_scores, too" in failure
+
+
+def test_scores_that_nobody_checked(project: Watched) -> None:
+    """A table that a killed run wrote, and no check has seen: what the log says is of another."""
+    path = project.folder / "files" / "value_scores" / "one.parquet"
+    table = pl.read_parquet(path)
+    table.with_columns(pl.col("value") + 1).write_parquet(path)
+    result = project.run("forvalue_filter")
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    failure = event.step_failure_data.user_failure_data.description
+    assert "its stored scores are not those that were checked" in failure
+
+
 def test_a_withdrawn_row(project: Watched) -> None:
     project.write("train/one.jsonl", project.rows(20, LIKELY, seed=1)[1:])
     project.daemon.observe()
@@ -161,11 +215,10 @@ def test_a_deleted_shard(project: Watched) -> None:
 
 
 def test_a_shard_that_comes_back(project: Watched) -> None:
-    file = project.folder / "train" / "two.jsonl"
-    content = file.read_bytes()
-    file.unlink()
+    file, away = project.folder / "train" / "two.jsonl", project.folder / "two.jsonl"
+    file.rename(away)
     project.daemon.settle()
-    file.write_bytes(content)
+    away.rename(file)  # in the very same state
     assert project.daemon.settle() == shard("two") | DATASET
     assert project.passed() == {"two": 20}
     assert project.gate() == ""

@@ -52,7 +52,7 @@ def test_new_unchanged_edited_and_deleted_shards(project: Project) -> None:
 
     (project.folder / "train" / "bad.jsonl").unlink()
     third = tick(project, second.cursor)
-    assert not reported(third)
+    assert reported(third) == {"bad": "gone"}
     (deletion,) = third.dynamic_partitions_requests
     assert isinstance(deletion, dg.DeleteDynamicPartitionsRequest)
     assert deletion.partition_keys == ["bad"]
@@ -60,10 +60,19 @@ def test_new_unchanged_edited_and_deleted_shards(project: Project) -> None:
     assert purge.run_config["ops"]["forvalue_sweep"]["config"]["remove"] is True
     assert set(json.loads(third.cursor)) == {"good"}
 
+    # An empty folder may be a mount that is away.
     (project.folder / "train" / "good.jsonl").unlink()
     fourth = tick(project, third.cursor)
-    assert json.loads(fourth.cursor) == {}
-    assert isinstance(tick(project, fourth.cursor), dg.SkipReason)
+    assert isinstance(fourth, dg.SkipReason)
+    assert "Nothing is removed" in fourth.skip_message
+
+
+def test_a_cursor_that_was_lost_hides_nothing(project: Project) -> None:
+    project.instance.add_dynamic_partitions("forvalue_shards", ["good", "bad", "old"])
+    result = tick(project, None)
+    assert set(reported(result)) == {"good", "bad", "old"}
+    assert reported(result)["old"] == "gone"
+    assert result.dynamic_partitions_requests[1].partition_keys == ["old"]
 
 
 def test_no_more_than_so_many_shards_a_tick(project: Project) -> None:
