@@ -4,15 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# The soak test runs once, on PostgreSQL.
-LONG := faults or postgres or ray
-MARKS := model or slow or soak or $(LONG)
+LONG := (faults or postgres) and not (soak or ray)
+MARKS := model or slow or soak or ray or faults or postgres
 
 export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test quick long lint types slow ui bench clean
+.PHONY: demo test quick long soak lint types slow ui bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m assets.demo
@@ -24,9 +23,13 @@ test: lint types quick
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto
 
-# Killed processes, the real daemon, a PostgreSQL server, a Ray cluster: about a quarter of an hour.
+# Killed processes, full disks, and the gate and automation on a PostgreSQL server.
 long: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "$(LONG)" -n auto
+
+# The real daemon for some minutes, on either storage; a Ray cluster with two workers.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "soak or ray"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

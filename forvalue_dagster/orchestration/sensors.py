@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import dagster as dg
 
@@ -21,7 +20,7 @@ from forvalue_dagster.orchestration.naming import (
 from forvalue_dagster.orchestration.plan import Automation, Plan
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.retention import purge_request
-from forvalue_dagster.orchestration.sources import RowSource
+from forvalue_dagster.orchestration.sources import RowForm, RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
 
@@ -159,7 +158,7 @@ def build_discovery_schedule(
         description="Registers new shards, reports changed ones and changed validation rows.",
     )
     def discovery(
-        context: dg.ScheduleEvaluationContext, training_rows: Any, validation_rows: RowSource
+        context: dg.ScheduleEvaluationContext, training_rows: RowForm, validation_rows: RowSource
     ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
         key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
