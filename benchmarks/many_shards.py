@@ -229,8 +229,6 @@ def main() -> None:
             subprocess.run([*command, "--rows", str(arguments.rows)], check=True)
             result[name] = json.loads((folder / f"{name}.json").read_text())
         result["process_start_seconds"] = process_start(folder)
-        sizes = [f.stat().st_size for f in (folder / "home").rglob("*") if f.is_file()]
-        result["event_log_megabytes"] = round(sum(sizes) / 1e6, 1)
     save("many_shards", result)
 
 

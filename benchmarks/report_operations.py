@@ -24,7 +24,7 @@ automation ask for, at most 100 shards each, in one process a part; "all" is eve
 
 {runs} runs after the change; a run in a process of its own starts in
 {measured["process_start_seconds"]} s besides. The event of one shard's scores has
-{measured["revalue"]["event_bytes"] / 1000:.1f} kB, the instance {measured["event_log_megabytes"]:.0f} MB.
+{measured["revalue"]["event_bytes"] / 1000:.1f} kB.
 """
 
 

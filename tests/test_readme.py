@@ -106,6 +106,7 @@ def result(name: str) -> dict:
 def test_figures_are_those_of_the_committed_results() -> None:
     passes, memory = result("forward_passes"), result("forward_passes_memory")["peak_megabytes"]
     task, again = result("datainf_task_all")["results"], result("revaluation")
+    many = result("many_shards")["revalue"]
     for figure in (
         f"{passes['features / plain']:.2f} ×",
         f"{passes['exact / plain']:.2f} ×",
@@ -113,6 +114,7 @@ def test_figures_are_those_of_the_committed_results() -> None:
         f"{memory['exact 96'] - memory['plain 96']:+.0f} MB",
         f"{again['results']['100000 rows, 1 group(s)']['seconds']:.0f} s",
         f"{again['results']['100000 rows, 8 group(s)']['seconds']:.0f} s",
+        f"{many['all']['seconds']:.0f} s, {many['all']['peak_megabytes'] / 1000:.1f} GB; 0",
         *(
             f"{task[name]['auc']:.4f} / {task[name]['recall']:.3f}"
             for name in ("plain, exact", "preconditioned, damping 0.1, exact")
