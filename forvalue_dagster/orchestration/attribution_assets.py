@@ -81,7 +81,7 @@ def build_attribution_assets(
         description="For each validation row the training rows, of all shards, that help and "
         "hurt it most.",
         automation_condition=fan_in("exclude", ignoring=naming.files, shared=naming.shared),
-        pool=plan.compute.pool if attribution.exact else None,
+        pool=plan.compute.pool_of("validation_attribution") if attribution.exact else None,
         op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,
     )
     def validation_attribution(

@@ -30,7 +30,7 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
         },
         description="Values from features rank a seeded sample of the shard's rows as exact "
         "values do.",
-        pool=plan.compute.pool,
+        pool=plan.compute.pool_of(FIDELITY),
         op_tags=plan.compute.tags(FIDELITY),
     )
     def feature_fidelity(

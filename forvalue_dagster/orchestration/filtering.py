@@ -109,7 +109,7 @@ def build_filtered_dataset(
             *([] if naming.upstream_shards else [naming.key(TRAINING_SHARDS)]),
             *(model_dependency(naming, plan) if refining else []),
         ],
-        pool=plan.compute.pool if refining else None,
+        pool=plan.compute.pool_of("filtered_dataset") if refining else None,
         op_tags=plan.compute.tags("filtered_dataset") if refining else None,
         check_specs=[
             dg.AssetCheckSpec(

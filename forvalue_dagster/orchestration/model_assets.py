@@ -58,7 +58,7 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         description="The validation rows in closed form: mean gradient of each group, second "
         "moment of the hidden states, forward statistics, token features.",
         automation_condition=behind_checks(ignoring=naming.files),
-        pool=plan.compute.pool,
+        pool=plan.compute.pool_of("validation_profile"),
         op_tags=plan.compute.tags("validation_profile"),
         retry_policy=plan.compute.retry_policy,
     )
@@ -141,7 +141,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         "statistics, and for each response token the rounded last hidden state and the largest "
         "prediction errors.",
         automation_condition=behind_checks(ignoring=naming.files),
-        pool=plan.compute.pool,
+        pool=plan.compute.pool_of("sample_features"),
         op_tags=plan.compute.tags("sample_features"),
         retry_policy=plan.compute.retry_policy,
     )

@@ -58,18 +58,24 @@ class Compute:
 
     Attributes:
         pool: concurrency pool of these steps.
+        step_pools: step → another pool of it; the steps are named by their asset, or check.
         op_tags: tags of these steps, for an executor or launcher.
-        step_tags: step → further tags of it; the steps are named by their asset, or check.
+        step_tags: step → further tags of it.
         retry_policy: of these steps.
         worker: starts a process that computes features elsewhere (`forvalue_dagster.worker`); each
             shard has a run and a process of its own then.
     """
 
     pool: str | None = None
+    step_pools: Mapping[str, str] = field(default_factory=dict)
     op_tags: Mapping[str, Any] = field(default_factory=dict)
     step_tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     retry_policy: dg.RetryPolicy | None = None
     worker: Worker | None = None
+
+    def pool_of(self, step: str) -> str | None:
+        """Return the pool of a step."""
+        return self.step_pools.get(step, self.pool)
 
     def tags(self, step: str) -> dict[str, Any]:
         """Return the tags of a step."""

@@ -123,7 +123,7 @@ def build_score_asset(
         },
         deps=model_dependency(naming, plan),
         kinds={"torch", "parquet"},
-        pool=plan.compute.pool,
+        pool=plan.compute.pool_of("value_scores"),
         op_tags=plan.compute.tags("value_scores"),
         retry_policy=plan.compute.retry_policy,
         automation_condition=behind_checks(ignoring=naming.files),

@@ -78,7 +78,7 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         automation_condition=when_configured_anew(),
         description="A LoRA adapter that adapts the base model to the task before anything is "
         "valued. Pinned: it is trained again only when asked for.",
-        pool=plan.compute.pool,
+        pool=plan.compute.pool_of("valuation_model"),
         op_tags=plan.compute.tags("valuation_model"),
         retry_policy=plan.compute.retry_policy,
     )

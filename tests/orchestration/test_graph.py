@@ -56,6 +56,26 @@ def test_a_good_shard_passes_and_a_bad_one_is_blocked(project: Project) -> None:
     assert project.manifest()["rows"] == {"in": 50, "kept": 15, "dropped": 35}
 
 
+def test_pools_and_tags_of_single_steps(project: Project) -> None:
+    project.options["compute"] = fv.Compute(
+        pool="gpu",
+        step_pools={"validation_profile": "small-gpu"},
+        op_tags={"team": "data"},
+        step_tags={"sample_features": {"size": "large"}},
+    )
+    graph = project.definitions.resolve_asset_graph()
+    ops = {
+        name: graph.get(dg.AssetKey(name)).assets_def.op
+        for name in ("validation_profile", "sample_features", "value_scores")
+    }
+    assert ops["validation_profile"].pool == "small-gpu"
+    assert ops["sample_features"].pool == "gpu"
+    assert ops["value_scores"].pool is None  # it runs no model
+    assert ops["sample_features"].tags["size"] == "large"
+    assert ops["sample_features"].tags["team"] == ops["validation_profile"].tags["team"] == "data"
+    assert "size" not in ops["validation_profile"].tags
+
+
 def test_a_blocked_shard_stops_the_dataset_by_default(project: Project) -> None:
     project.run("forvalue_profile")
     project.value("good", "bad")
