@@ -38,7 +38,12 @@ from forvalue_dagster.orchestration.warm_up import (
 )
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
-from forvalue_dagster.storage.parquet import describe_columns, scan_table, table_path
+from forvalue_dagster.storage.parquet import (
+    describe_columns,
+    scan_table,
+    table_path,
+    unchanged,
+)
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
@@ -171,7 +176,8 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         with engine_warnings(context.log), valuation.session(adapter) as loaded:
 
             def make(shard: str) -> ShardTable:
-                rows = raw_finetuning_data[shard].collect()
+                with unchanged(table_path(storage, raw_key, shard)):
+                    rows = raw_finetuning_data[shard].collect()
                 parts = parts_of(folder, shard, context.run_id, rows)
                 done = pass_shard(loaded, rows, parts, store, valuation, context.log)
                 parts.sweep(is_over)

@@ -32,7 +32,7 @@ from forvalue_dagster.orchestration.warm_up import model_dependency, trained_ada
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.storage.location import Storage
-from forvalue_dagster.storage.parquet import scan_table, table_path
+from forvalue_dagster.storage.parquet import scan_table, table_path, unchanged
 from forvalue_dagster.storage.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def build_score_asset(
         def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
             assert judge is not None
             assert isinstance(made.table, pl.DataFrame)
-            rows = scan_table(storage, table_path(storage, raw_key, shard)).collect()
+            path = table_path(storage, raw_key, shard)
+            with unchanged(path):
+                rows = scan_table(storage, path).collect()
             before = made.metadata.get(f"previous_{HISTOGRAM}")
             return judge.check(shard, made.table, rows, before)
 
@@ -110,8 +112,9 @@ def build_score_asset(
 
         def score(shard: str) -> pl.DataFrame:
             features = sample_features[shard]
-            rows = features.select(pl.len()).collect().item()
-            return scoring.score(features, log_progress(context.log, rows))
+            with unchanged(table_path(storage, naming.key("sample_features"), shard)):
+                rows = features.select(pl.len()).collect().item()
+                return scoring.score(features, log_progress(context.log, rows))
 
         judge = _judge(context, naming, storage, validation_profile, gate, warnings)
         yield from shard_scores(context, storage, score, judge)
@@ -145,7 +148,8 @@ def build_score_asset(
             profile = _profile(validation_profile).to(loaded.device)
 
             def score(shard: str) -> pl.DataFrame:
-                rows = raw_finetuning_data[shard].collect()
+                with unchanged(table_path(storage, raw_key, shard)):
+                    rows = raw_finetuning_data[shard].collect()
                 progress = log_progress(context.log, len(rows))
                 return score_rows(loaded, rows, profile, valuation.options(), progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any, get_origin
 
 import dagster as dg
@@ -106,6 +107,27 @@ def scan_table(storage: Storage, *paths: UPath, named: bool = False) -> pl.LazyF
         credential_provider=provider,
         include_file_paths="file" if named else None,
     )
+
+
+@contextmanager
+def unchanged(path: UPath) -> Iterator[None]:
+    """Refuse what was read of a file inside the block if the file was replaced meanwhile.
+
+    A scan makes several requests: under s3:// it could mix two states of an object.
+
+    Raises:
+        OSError: naming the file.
+    """
+    before = _state(path)
+    yield
+    if _state(path) != before:
+        raise OSError(f"{path} was replaced while it was read; start the run again.")
+
+
+def _state(path: UPath) -> object:
+    if path.protocol == "s3":
+        return path.fs.info(path.path, refresh=True)["ETag"]
+    return path.stat().st_mtime_ns if path.protocol in ("", "file", "local") else path.stat()
 
 
 def write_table(path: UPath, table: pl.DataFrame | StoredParts) -> None:

@@ -257,7 +257,8 @@ def test_every_asset_shows_a_plot_a_schema_and_counts(project: Project) -> None:
 
 @pytest.mark.parametrize("prefix", [(), ("team", "chat")])
 def test_instances_do_not_collide(project: Project, prefix: tuple[str, ...]) -> None:
-    project.options = {"key_prefix": prefix, "group_name": "chat", "pool": "gpu"}
+    project.options = {"key_prefix": prefix, "group_name": "chat"}
+    project.options["compute"] = fv.Compute(pool="gpu")
     definitions = project.definitions
     dg.Definitions.validate_loadable(definitions)
     keys = {key.path[-1] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
