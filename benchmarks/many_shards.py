@@ -104,20 +104,23 @@ def prepare(folder: Path, shards: int, rows: int) -> dict[str, Any]:
         project = Project(folder, instance)
         project.write("validation.jsonl", sums(VALIDATION, seed=2))
         for number in range(shards):
-            drawn = [pool[index] for index in generator.choice(POOL, rows, replace=False)]
+            # The first shards hold the whole pool between them: the others' features are theirs.
+            first = range(number * rows, (number + 1) * rows)
+            places = first if first.stop <= POOL else generator.choice(POOL, rows, replace=False)
+            drawn = [pool[index] for index in places]
             project.write(f"train/shard{number:04d}.jsonl", drawn)
         daemon = Daemon(project)  # type: ignore[arg-type]
         with stage(times, "register"):
             daemon.observe()
         daemon.tick()  # rows and their checks
-        lay_out(project, daemon)
+        lay_out(project, daemon, rows)
     return times
 
 
-def lay_out(project: Project, daemon: Daemon) -> None:
+def lay_out(project: Project, daemon: Daemon, rows: int) -> None:
     """Make features of the first shards by the graph, which are those of all, and lay them out."""
     names = sorted(project.instance.get_dynamic_partitions("forvalue_shards"))
-    first = names[: 2 * POOL // 50]
+    first = names[: POOL // rows]
     tags = {
         "dagster/asset_partition_range_start": first[0],
         "dagster/asset_partition_range_end": first[-1],

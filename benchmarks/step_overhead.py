@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     file = need(arguments.data / "datainf") / "math_with_reason_train.jsonl"
-    lines = file.read_text("utf-8").splitlines()
+    # Rows that repeat go through the model once in the graph, but not in the function.
+    lines = list(dict.fromkeys(file.read_text("utf-8").splitlines()))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "train").mkdir()
@@ -61,7 +62,7 @@ def main() -> None:
                 (folder / "storage" / "sample_features" / "shard.parquet").unlink(missing_ok=True)
                 result = run("sample_features")
                 (made,) = result.asset_materializations_for_node("sample_features")
-                assert made.metadata["rows_passed"].value == arguments.rows
+                assert made.metadata["rows_passed"].value == len(rows)
                 (event,) = [event for event in result.all_events if event.is_step_success]
                 seconds["step"].append(event.step_success_data.duration_ms / 1000)
                 print({name: round(times[-1], 1) for name, times in seconds.items()}, flush=True)

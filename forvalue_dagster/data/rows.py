@@ -2,7 +2,8 @@
 
 A canonical row is a conversation: `messages`, a list of {role, content, …}, and `tools` where a
 row brings tool definitions. Both are held as JSON text, since tool calls nest freely and a table
-with fixed columns would add or drop keys.
+with fixed columns would add or drop keys. A content is text, or a list of text and image parts;
+an image part names the image by a hash of its bytes, which the row holds beside the messages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from forvalue_dagster.data.image_parts import image_columns, is_image, image_part, with_images
+from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
 
 Message = dict[str, Any]
 
@@ -52,6 +56,7 @@ class Columns:
         prompt: column with the prompt; goes with `response`.
         response: column with the response.
         system: column with a system prompt, for the forms that have none of their own.
+        images: column with an image or a list of them; by default `images` or `image`.
         group: column with the row's validation group.
     """
 
@@ -60,6 +65,7 @@ class Columns:
     response: str | None = None
     system: str | None = None
     group: str | None = None
+    images: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse half a pair and two forms at once."""
@@ -80,22 +86,37 @@ class CanonicalRow:
         messages: JSON text of the list of messages.
         tools: JSON text of the tool definitions, or None.
         group: the validation group, or None.
-        sample_id: hash of messages and tools: the same in any file and at any place.
+        sample_id: hash of messages, images and tools: the same in any file and at any place.
+        images: bytes of each image in the order of its part, None for a missing one; None
+            without images.
     """
 
     messages: str
     tools: str | None
     group: str | None
     sample_id: str
+    images: list[bytes | None] | None = None
 
 
-def canonical_row(source: Mapping[str, Any], columns: Columns) -> CanonicalRow:
+def canonical_row(
+    source: Mapping[str, Any], columns: Columns, folder: ImageFolder | None = None
+) -> CanonicalRow:
     """Turn one source row into a conversation.
+
+    Args:
+        source: the row.
+        columns: where its conversation is kept.
+        folder: of images that are named by path.
 
     Raises:
         RowError: saying what came, what was expected and what to do.
     """
-    messages = _messages(source, columns)
+    try:
+        messages, images = with_images(
+            _messages(source, columns), image_columns(source, columns.images), folder
+        )
+    except ImageReferenceError as error:
+        raise RowError(str(error)) from error
     tools = source.get("tools") or None
     if isinstance(tools, str):
         tools = _parse_json(tools, "tools")
@@ -108,7 +129,22 @@ def canonical_row(source: Mapping[str, Any], columns: Columns) -> CanonicalRow:
         raise RowError(
             "the text holds half of a surrogate pair, which is not Unicode; re-encode the file"
         ) from error
-    return CanonicalRow(messages_text, tools_text, None if group is None else str(group), digest)
+    name = None if group is None else str(group)
+    return CanonicalRow(messages_text, tools_text, name, digest, images)
+
+
+def message_text(message: Message) -> str:
+    """Return a message's text, without its images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if not is_image(part))
+
+
+def message_images(message: Message) -> list[str | None]:
+    """Return the names of a message's images, None for one that is missing."""
+    content = message["content"]
+    return [] if isinstance(content, str) else [p["image"] for p in content if is_image(p)]
 
 
 def _json_text(value: object) -> str:
@@ -228,14 +264,18 @@ def _message(entry: Any, where: str) -> Message:
     return message
 
 
-def _content(content: Any, where: str) -> str:
-    """Return the text of a message; a list of text parts is joined."""
+def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """Return the text of a message, or its parts if images are among them."""
     if not isinstance(content, list):
         return _text(content, where)
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != "text":
-            raise RowError(f"{where} has a part of type {kind!r}; expected text parts only")
-        parts.append(_text(part.get("text"), where))
-    return "".join(parts)
+    parts = [_part(part, where) for part in content]
+    return parts if any(map(is_image, parts)) else "".join(part["text"] for part in parts)
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), where)}
+    if found := image_part(part):
+        return found
+    raise RowError(f"{where} has a part of type {kind!r}; expected text and image parts only")
