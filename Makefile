@@ -11,10 +11,14 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test quick long soak lint types slow ui bench clean
+.PHONY: demo demo-vlm test quick long soak lint types slow ui bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m assets.demo
+
+# The same on rows with images.
+demo-vlm: $(INSTALLED)
+	$(BIN)/python -m assets.demo --images
 
 # First signal in a minute, then everything but the tests marked slow or long.
 test: lint types quick
@@ -81,4 +85,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo .demo_vlm

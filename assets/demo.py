@@ -1,8 +1,8 @@
 """The main job on demo data: `python -m assets.demo` (what `make demo` runs).
 
-Writes the data, materialises the whole graph in a local DAGSTER_HOME with the embedded model,
-prints a report, and exits with 0 if the clean shards passed, the noisy one was blocked and no
-row was lost.
+Writes the data, materialises the whole graph in a local DAGSTER_HOME, prints a report, and exits
+with 0 if the clean shards passed, the noisy one was blocked and no row was lost. With `--images`
+the rows are about handwritten digits (`make demo-vlm`).
 """
 
 import argparse
@@ -10,17 +10,53 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
+import forvalue_dagster as fv
 from assets.demo_data import write_demo_data
 from assets.valuation import DEMO_ROOT, demo_definitions
+from assets.vision_demo_data import write_vision_demo_data
 
 _FIGURES = ("noise_fraction", "interval_lower", "interval_upper")
 EXPECTED_TO_PASS = {"clean": True, "mixed": True, "noisy": False}
+
+
+def _digit_reader() -> fv.Valuation:
+    from assets.digit_reader.model import digit_reader_directory
+
+    return fv.Valuation(name=str(digit_reader_directory()), local_files_only=True, thumbnails=3)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo: its data, its model, and which of its shards should pass the gate."""
+
+    title: str
+    write: Callable[..., None]
+    valuation: Callable[[], fv.Valuation | None]
+    expected: Mapping[str, bool]
+    root: Path
+
+
+TEXT = Demo(
+    "Valuing 300 rows with SmolLM2-135M-Instruct (embedded); this takes a few minutes.",
+    write_demo_data,
+    lambda: None,
+    EXPECTED_TO_PASS,
+    DEMO_ROOT,
+)
+IMAGES = Demo(
+    "Valuing 300 rows about images with the digit reader; this takes a few minutes.",
+    write_vision_demo_data,
+    _digit_reader,
+    {"clean": True, "noisy": False},
+    DEMO_ROOT.with_name(".demo_vlm"),
+)
 
 
 @dataclass
@@ -28,6 +64,7 @@ class DemoRun:
     """What came of the runs: checks by asset and shard, and where the files are."""
 
     root: Path
+    expected: Mapping[str, bool]
     checks: list[dg.AssetCheckEvaluation] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
 
@@ -47,15 +84,15 @@ class DemoRun:
         return manifest
 
 
-def run_demo(root: Path, seed: int) -> DemoRun:
+def run_demo(kind: Demo, root: Path, seed: int) -> DemoRun:
     """Write the data and materialise the graph, shard by shard."""
-    write_demo_data(root / "data", seed=seed)
+    kind.write(root / "data", seed=seed)
     home = root / "dagster_home"
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
     os.environ["DAGSTER_HOME"] = str(home)
-    definitions = demo_definitions(root)
-    demo = DemoRun(root, shards=sorted(EXPECTED_TO_PASS))
+    definitions = demo_definitions(root, kind.valuation())
+    demo = DemoRun(root, kind.expected, shards=sorted(kind.expected))
     with dg.DagsterInstance.get() as instance:
 
         def run(job: str, shard: str | None = None) -> None:
@@ -83,7 +120,7 @@ def problems(demo: DemoRun) -> list[str]:
     """What did not happen as it should; nothing, in a good run."""
     found = [
         f"shard {shard!r} {'passed' if demo.passed(shard) else 'was blocked'}"
-        for shard, expected in EXPECTED_TO_PASS.items()
+        for shard, expected in demo.expected.items()
         if demo.passed(shard) != expected
     ]
     rows_in = sum(demo.table("raw_finetuning_data", shard).height for shard in demo.shards)
@@ -151,12 +188,14 @@ def report(demo: DemoRun) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=DEMO_ROOT, help="where everything is written")
+    parser.add_argument("--images", action="store_true", help="rows with images")
+    parser.add_argument("--root", type=Path, help="where everything is written")
     parser.add_argument("--seed", type=int, default=0, help="of the generated data")
     arguments = parser.parse_args()
     started = time.monotonic()
-    print("Valuing 300 rows with SmolLM2-135M-Instruct (embedded); this takes a few minutes.")
-    demo = run_demo(arguments.root, arguments.seed)
+    kind = IMAGES if arguments.images else TEXT
+    print(kind.title, flush=True)
+    demo = run_demo(kind, arguments.root or kind.root, arguments.seed)
     report(demo)
     print(f"Finished in {time.monotonic() - started:.0f} s")
     found = problems(demo)

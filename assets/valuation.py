@@ -12,8 +12,8 @@ DEMO_ROOT = Path(__file__).resolve().parents[1] / ".demo"
 POLICY = fv.Selection(by="alignment", keep_fraction=0.5, max_noise_probability=0.5)
 
 
-def demo_definitions(root: Path) -> dg.Definitions:
-    """The whole graph over the demo's data, with the embedded model.
+def demo_definitions(root: Path, valuation: fv.Valuation | None = None) -> dg.Definitions:
+    """The whole graph over the demo's data, by default with the embedded model.
 
     A blocked shard is left out of the filtered dataset and named in its manifest.
     """
@@ -21,6 +21,7 @@ def demo_definitions(root: Path) -> dg.Definitions:
         training_rows=fv.RowSource(path=str(root / "data" / "train")),
         validation_rows=fv.RowSource(path=str(root / "data" / "validation.jsonl")),
         storage=fv.Storage(base_dir=str(root / "storage")),
+        valuation=valuation,
         selection=fv.SelectionPolicy(
             by=POLICY.by,
             keep_fraction=POLICY.keep_fraction,

@@ -28,8 +28,9 @@ from benchmarks.harness import (
     save,
 )
 from forvalue_dagster.data.batching import Batch, batches
-from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
+from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.feature_table import feature_records
 from forvalue_dagster.engine.forward import response_positions
 from forvalue_dagster.engine.options import ValuationOptions
@@ -48,9 +49,13 @@ VALIDATION_ROWS = 16
 
 
 def encode(loaded: LoadedModel, path: Path, count: int, budget: int) -> list[Batch]:
-    encoder = ConversationEncoder(loaded.tokenizer, Encoding(max_length=loaded.max_length))
-    rows = [encoder.encode(text) for text in read_rows(path).head(count)["messages"]]
-    return list(batches([row for row in rows if isinstance(row, EncodedRow)], budget))
+    return padded(loaded, read_rows(path).head(count), budget)
+
+
+def padded(loaded: LoadedModel, frame: pl.DataFrame, budget: int) -> list[Batch]:
+    encoder = loaded.encoder("response")
+    rows = [row for row in encode_rows(encoder, frame) if isinstance(row, EncodedRow)]
+    return list(batches(rows, budget, row_aligned=encoder.row_aligned))
 
 
 @torch.inference_mode()
@@ -59,6 +64,7 @@ def plain(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
         input_ids=torch.from_numpy(batch.input_ids),
         attention_mask=torch.from_numpy(batch.attention_mask),
         use_cache=False,
+        **{name: torch.from_numpy(values) for name, values in batch.inputs.items()},
     ).logits
 
 

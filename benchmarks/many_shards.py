@@ -148,7 +148,7 @@ def new_profile(folder: Path) -> dict[str, Any]:
         project = Project(folder, instance)
         daemon = Daemon(project)  # type: ignore[arg-type]
         daemon.observe()
-        daemon.tick()  # a daemon that has looked before
+        daemon.settle()  # every shard has scores, and the dataset is made
         daemon.results.clear()
         project.write("validation.jsonl", sums(VALIDATION, seed=3))
         with stage(times, "validation rows and profile"):

@@ -91,14 +91,18 @@ def _restricted_errors(
 
 
 def lora_gradients(
-    loaded: LoadedModel, batches: Sequence[Batch], rank: int = 8, seed: int = 0
+    loaded: LoadedModel,
+    batches: Sequence[Batch],
+    rank: int = 8,
+    seed: int = 0,
+    adapted: tuple[str, ...] = LAYERS,
 ) -> list[Tensor]:
     """Return, for each adapted layer, the rows' gradients of the summed log-likelihood [N, K]."""
     generator = torch.Generator().manual_seed(seed)
     layers = [
         module
         for name, module in loaded.model.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(LAYERS)
+        if isinstance(module, nn.Linear) and name.endswith(adapted)
     ]
     down = [
         torch.randn(rank, layer.in_features, generator=generator).to(layer.weight)
@@ -128,10 +132,16 @@ def _batch_gradients(
     pairs = enumerate(zip(layers, down, strict=True))
     handles = [layer.register_forward_hook(watch(n, project)) for n, (layer, project) in pairs]
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.mask)
-    embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
+    inputs = {name: torch.from_numpy(values) for name, values in batch.inputs.items()}
+    # No parameter has a gradient; one input must, for any to flow.
+    if "pixel_values" in inputs:
+        inputs |= {"input_ids": ids, "pixel_values": inputs["pixel_values"].requires_grad_()}
+    else:
+        embedded = loaded.model.get_input_embeddings()(ids).detach()
+        inputs |= {"inputs_embeds": embedded.requires_grad_()}
     attention = torch.from_numpy(batch.attention_mask)
     with capture_last_hidden(loaded.model) as captured:
-        loaded.model(inputs_embeds=embedded, attention_mask=attention, use_cache=False)
+        loaded.model(attention_mask=attention, use_cache=False, **inputs)
     for handle in handles:
         handle.remove()
     # The head at scored positions only: the best that this method can do.

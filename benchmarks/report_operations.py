@@ -13,7 +13,7 @@ def many_shards() -> str:
         for name, one in measured[part].items()
         if isinstance(one, dict)
     ]
-    runs = measured["revalue"]["runs"] + measured["profile"]["runs"]
+    runs = measured["revalue"]["runs"]
     return f"""## Many shards
 
 `python -m benchmarks.many_shards`: {measured["shards"]:,} shards of {measured["rows"]} rows, drawn from 400
@@ -22,7 +22,7 @@ automation ask for, at most 100 shards each, in one process a part; "all" is eve
 
 {table(("stage", "time", "peak memory"), stages)}
 
-{runs} runs after the change; a run in a process of its own starts in
+{runs} runs after the new profile; a run in a process of its own starts in
 {measured["process_start_seconds"]} s besides. The event of one shard's scores has
 {measured["revalue"]["event_bytes"] / 1000:.1f} kB.
 """

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from forvalue_dagster.engine.selection import Selection as Selection
     from forvalue_dagster.engine.selection import select_rows as select_rows
     from forvalue_dagster.models.config import ModelConfig as ModelConfig
+    from forvalue_dagster.models.embedded import (
+        embedded_model_directory as embedded_model_directory,
+    )
     from forvalue_dagster.models.warm_up import train_adapter as train_adapter
     from forvalue_dagster.models.warm_up_config import WarmUp as WarmUp
     from forvalue_dagster.orchestration.definitions import (
@@ -60,6 +63,7 @@ _HOMES = {
     "WarmUp": "models.warm_up_config",
     "WarningPolicy": "orchestration.policies",
     "corrupt_responses": "data.corruption",
+    "embedded_model_directory": "models.embedded",
     "noise_recipe": "data.recipes",
     "pairwise_values": "engine.functions",
     "read_rows": "data.read",

@@ -63,3 +63,19 @@ def test_verdicts_are_right_for_other_seeds(seed: int, tmp_path: Path) -> None:
         )
         print(seed, verdicts[shard].summary)
     assert {shard: verdict.passed for shard, verdict in verdicts.items()} == EXPECTED_TO_PASS
+
+
+@pytest.mark.model
+def test_the_demo_on_images_blocks_the_shard_with_wrong_labels(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "assets.demo", "--images", "--root", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The noisy shard was blocked, as it should be." in done.stdout
+    kept = pl.read_parquet(tmp_path / "storage" / "filtered_dataset.parquet")
+    assert set(kept["shard"]) == {"clean"}
+    assert kept["images"].list.len().to_list() == [1] * len(kept)

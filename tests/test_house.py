@@ -51,6 +51,7 @@ def test_public_names() -> None:
         "WarmUp",
         "WarningPolicy",
         "corrupt_responses",
+        "embedded_model_directory",
         "noise_recipe",
         "pairwise_values",
         "read_rows",

@@ -10,15 +10,15 @@ templates that rewrite earlier turns (dropping their reasoning, say).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
-from forvalue_dagster.data.rows import Message
+from forvalue_dagster.data.rows import Message, message_images, message_text
 
 # For models without a chat template: turns one after another, each answer ended.
 PLAIN_TEMPLATE = (
@@ -26,6 +26,8 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
     "{% endfor %}"
 )
+# Inputs beside the tokens with a place for each token: [1, T, …].
+TOKEN_ALIGNED = frozenset({"token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
 _MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
 
 # Reasons for which a row leaves unscored, and what they mean.
@@ -35,6 +37,12 @@ SKIP_REASONS: dict[str, str] = {
     "response_truncated": "no response token lies inside the model's window",
     "template_refused": "the chat template rejects the order of roles or a field",
     "template_unaligned": "the assistant's turns cannot be located in the rendered text",
+    "image_without_vision": "the row has an image and the model reads none",
+    "image_missing": "an image's file is not there",
+    "image_unreadable": "an image is damaged, without pixels, or of a format that is not read",
+    "image_too_large": "an image has more pixels than Pillow's limit",
+    "image_refused": "the processor rejects an image, or there are image tokens without an image",
+    "image_truncated": "the model's window would cut an image off",
     "non_finite": "the model's output is not finite",
     "out_of_memory": "the row does not fit in memory even alone",
 }
@@ -71,15 +79,23 @@ class EncodedRow:
         mask: r [T], bool: True at a position whose *next* token is scored.
         truncated: whether anything fell outside the window.
         prompt_tokens: how many tokens stand before the first response.
+        inputs: what else the model is given for the row, as its processor made it (images, token
+            types); those named in `TOKEN_ALIGNED` are [1, T, …].
     """
 
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     truncated: bool
     prompt_tokens: int = 0
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def image_bytes(self) -> int:
+        """Memory of what the model is given beside tokens."""
+        return sum(values.nbytes for values in self.inputs.values())
 
 
 @dataclass(frozen=True)
@@ -90,25 +106,50 @@ class SkippedRow:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A rendered conversation as tokens, before the window.
+
+    Attributes:
+        ids: [T], int64.
+        response: [T], bool: part of a response.
+        image: [T], bool: stands for an image, so never a label.
+        inputs: as of `EncodedRow`.
+    """
+
+    ids: NDArray[np.int64]
+    response: NDArray[np.bool_]
+    image: NDArray[np.bool_]
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
 class ConversationEncoder:
     """Encodes canonical rows with one tokenizer.
+
+    Attributes:
+        row_aligned: of `EncodedRow.inputs`, those that have one entry for each row of a batch.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
         encoding: the options.
+        chat_template: that takes the place of the tokenizer's own.
 
     Raises:
         ValueError: if the tokenizer cannot tell where its tokens lie, or has no chat template
             and none is given.
     """
 
-    def __init__(self, tokenizer: Any, encoding: Encoding) -> None:
+    row_aligned: frozenset[str] = frozenset()
+
+    def __init__(
+        self, tokenizer: Any, encoding: Encoding, chat_template: str | None = None
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} does not report the place of its tokens; expected a "
                 "fast tokenizer (a directory with tokenizer.json)."
             )
-        template = encoding.chat_template or tokenizer.chat_template
+        template = encoding.chat_template or chat_template or tokenizer.chat_template
         if template is None:
             raise ValueError(
                 "The tokenizer has no chat template; give one as chat_template, or 'plain' to "
@@ -121,17 +162,23 @@ class ConversationEncoder:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
 
-    def encode(self, messages: str, tools: str | None = None) -> EncodedRow | SkippedRow:
+    def encode(
+        self, messages: str, tools: str | None = None, images: Sequence[bytes | None] | None = None
+    ) -> EncodedRow | SkippedRow:
         """Encode one row.
 
         Args:
             messages: JSON text of the conversation.
             tools: JSON text of the tool definitions.
+            images: bytes of the conversation's images.
         """
         conversation: list[Message] = json.loads(messages)
         definitions = json.loads(tools) if tools else None
         if not any(_speaks(message) for message in conversation):
             return SkippedRow("no_response")
+        pictures = self._pictures(conversation, images or ())
+        if isinstance(pictures, SkippedRow):
+            return pictures
         try:
             text = self._render(conversation, definitions)
             spans = [
@@ -143,8 +190,16 @@ class ConversationEncoder:
             return SkippedRow("template_refused")
         if any(span is None for span in spans):
             return SkippedRow("template_unaligned")
-        ids, response = self._tokenise(text, [span for span in spans if span is not None])
-        return self._window(ids, response)
+        tokens = self._tokenise(text, [span for span in spans if span is not None], pictures)
+        return tokens if isinstance(tokens, SkippedRow) else self._window(tokens)
+
+    def _pictures(
+        self, conversation: Sequence[Message], images: Sequence[bytes | None]
+    ) -> Sequence[Any] | SkippedRow:
+        """Return the decoded images of a conversation; here, for models that read none."""
+        if images or any(message_images(message) for message in conversation):
+            return SkippedRow("image_without_vision")
+        return ()
 
     def _render(
         self, conversation: Sequence[Message], tools: Any, *, generation_prompt: bool = False
@@ -181,15 +236,25 @@ class ConversationEncoder:
         return (start, end) if start <= end else None
 
     def _tokenise(
-        self, text: str, spans: Sequence[tuple[int, int]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return (tokens, whether each is part of a response)."""
+        self, text: str, spans: Sequence[tuple[int, int]], pictures: Sequence[Any]
+    ) -> Tokens | SkippedRow:
         # A chat template writes the special tokens itself; the plain one leaves the first to
         # the tokenizer.
         plain = self._template is PLAIN_TEMPLATE
         encoded = self._tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        response = self._response(text, ids, encoded["offset_mapping"], spans)
+        return Tokens(ids, response, np.zeros_like(response))
+
+    def _response(
+        self,
+        text: str,
+        ids: NDArray[np.int64],
+        offset_mapping: Any,
+        spans: Sequence[tuple[int, int]],
+    ) -> NDArray[np.bool_]:
+        """Return whether each token is part of a response: of its text, or of its end."""
+        offsets = np.asarray(offset_mapping, dtype=np.int64).reshape(-1, 2)
         # Some tokenizers trim leading space off a token's place: it begins where the last ended.
         previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
         starts = np.minimum(offsets[:, 0], previous_end)
@@ -198,7 +263,7 @@ class ConversationEncoder:
         for start, end in spans:
             response |= (starts < end) & (ends > start)
             response |= self._end_of_turn(text, ids, starts, ends, end)
-        return ids, response
+        return response
 
     def _end_of_turn(
         self,
@@ -219,22 +284,29 @@ class ConversationEncoder:
                 break
         return mark
 
-    def _window(
-        self, ids: NDArray[np.int64], response: NDArray[np.bool_]
-    ) -> EncodedRow | SkippedRow:
-        """Cut to the window: the prompt gives way first, from its beginning."""
+    def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
+        """Cut to the window: the prompt gives way first, from its beginning.
+
+        Images are never cut, nor is anything in front of one: then it is the end that gives way.
+        """
+        ids, response, image = tokens.ids, tokens.response, tokens.image
         window = self._encoding.max_length
         truncated = len(ids) > window
+        inputs = dict(tokens.inputs)
         if truncated:
             # A response that fills the window alone still keeps a quarter of it as context.
             latest = max(int(response.argmax()) - window // 4, 0)
-            start = min(len(ids) - window, latest)
-            ids, response = ids[start : start + window], response[start : start + window]
+            start = 0 if image.any() else min(len(ids) - window, latest)
+            kept = slice(start, start + window)
+            if image[kept].sum() != image.sum():
+                return SkippedRow("image_truncated", truncated)
+            ids, response, image = ids[kept], response[kept], image[kept]
+            inputs |= {name: inputs[name][:, kept] for name in TOKEN_ALIGNED & inputs.keys()}
         scored = response if self._encoding.tokens == "response" else np.ones_like(response)
-        mask = np.concatenate([scored[1:], [False]])
+        mask = np.concatenate([(scored & ~image)[1:], [False]])
         if not mask.any() or not response[1:].any():
             return SkippedRow("response_truncated", truncated)
-        return EncodedRow(ids, mask, truncated, int(response.argmax()))
+        return EncodedRow(ids, mask, truncated, int(response.argmax()), inputs)
 
 
 def _common_prefix(text: str, other: str) -> int:
@@ -245,5 +317,5 @@ def _common_prefix(text: str, other: str) -> int:
 
 def _speaks(message: Message) -> bool:
     return message["role"] == "assistant" and bool(
-        message["content"].strip() or message.get("tool_calls")
+        message_text(message).strip() or message.get("tool_calls")
     )

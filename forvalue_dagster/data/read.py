@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from forvalue_dagster.data.files import (
     read_json_lines,
     read_table,
 )
+from forvalue_dagster.data.image_parts import IMAGE_COLUMNS
+from forvalue_dagster.data.images import ImageFolder, image_digest, local_images
 from forvalue_dagster.data.rows import CanonicalRow, Columns, RowError, canonical_row
 
 OnBadRow = Literal["raise", "skip"]
@@ -30,6 +33,7 @@ CANONICAL_SCHEMA: dict[str, pl.DataType] = {
     "sample_id": pl.String(),
     "messages": pl.String(),
     "tools": pl.String(),
+    "images": pl.List(pl.Binary()),
     "group": pl.String(),
     "problem": pl.String(),
     "source": pl.String(),
@@ -37,9 +41,11 @@ CANONICAL_SCHEMA: dict[str, pl.DataType] = {
 DESCRIPTIONS = {
     "shard": "where the row came from; (shard, row) is unique",
     "row": "number of the row in its file, from 0",
-    "sample_id": "hash of the conversation, the same in any file; exact duplicates share it",
+    "sample_id": "hash of the conversation and its images, the same in any file; exact duplicates "
+    "share it",
     "messages": "the conversation as JSON: a list of role and content",
     "tools": "tool definitions as JSON, where the row has them",
+    "images": "bytes of the row's images, in order; a missing one is null",
     "group": "validation group, where the row has one",
     "problem": "why the row could not be read; it is kept, unscored",
     "source": "the row's line verbatim, for JSON Lines",
@@ -52,6 +58,7 @@ def read_rows(
     columns: Columns | None = None,
     shard: str | None = None,
     on_bad_row: OnBadRow = "raise",
+    images: ImageFolder | None = None,
 ) -> pl.DataFrame:
     """Read finetuning rows into the canonical schema.
 
@@ -61,6 +68,7 @@ def read_rows(
         shard: the shard's name; by default the name of each file without suffix, or "rows".
         on_bad_row: "raise" at the first unreadable row; "skip" to keep it with its `problem` and
             no messages, so that it leaves the pipeline as skipped-with-a-reason.
+        images: where images lie that are named by path; by default the data file's own folder.
 
     Returns:
         The columns of `CANONICAL_SCHEMA`, then the source's own.
@@ -73,21 +81,23 @@ def read_rows(
     if isinstance(rows, pl.DataFrame):
         if set(CANONICAL_SCHEMA) <= set(rows.columns):
             return rows
-        return _from_table(rows, columns, shard or "rows", "the frame", on_bad_row)
+        reader = _Reader(columns, shard or "rows", "the frame", on_bad_row, images)
+        return reader.from_table(rows)
     if not isinstance(rows, str | Path):
         source = [SourceRow(index, dict(values)) for index, values in enumerate(rows)]
-        return _from_records(source, columns, shard or "rows", "the list", on_bad_row)
+        reader = _Reader(columns, shard or "rows", "the list", on_bad_row, images)
+        return reader.from_records(source)
     files = data_files(Path(rows))
     if not files:
         raise DataFileError(f"{rows} holds no data file; expected one of {', '.join(SUFFIXES)}.")
     frames = []
     for path in files:
-        name = shard or data_file_stem(path)
+        folder = images or local_images(path.parent)
+        reader = _Reader(columns, shard or data_file_stem(path), str(path), on_bad_row, folder)
         if path.name.endswith(".parquet") or path.is_dir():
-            frames.append(_from_table(read_table(path), columns, name, str(path), on_bad_row))
+            frames.append(reader.from_table(read_table(path)))
         else:
-            lines = read_json_lines(path)
-            frames.append(_from_records(lines, columns, name, str(path), on_bad_row))
+            frames.append(reader.from_records(read_json_lines(path)))
     # A column that is text in one file and absent or a number in another is no reason to fail.
     frame = pl.concat(frames, how="diagonal_relaxed")
     if shard is not None and len(frames) > 1:
@@ -103,72 +113,97 @@ def source_lines(frame: pl.DataFrame) -> Iterable[str]:
             yield row["source"]
         else:
             values = {name.removeprefix("source."): row[name] for name in own}
-            yield json.dumps(values, ensure_ascii=False, default=str)
+            yield json.dumps(values, ensure_ascii=False, default=_named)
 
 
-def _from_table(
-    frame: pl.DataFrame, columns: Columns, shard: str, origin: str, on_bad_row: OnBadRow
-) -> pl.DataFrame:
-    rows = [
-        _convert(SourceRow(index, values), columns, origin, on_bad_row)
-        for index, values in enumerate(frame.iter_rows(named=True))
-    ]
-    clashes = {name: f"source.{name}" for name in frame.columns if name in CANONICAL_SCHEMA}
-    return _canonical_columns(rows, range(len(rows)), shard).hstack(frame.rename(clashes))
+@dataclass(frozen=True)
+class _Reader:
+    """How the rows of one file, frame or list are read.
+
+    Attributes:
+        columns: where the conversation is kept.
+        shard: name of the shard.
+        origin: what an error calls the file.
+        on_bad_row: as of `read_rows`.
+        images: where images lie that are named by path.
+    """
+
+    columns: Columns
+    shard: str
+    origin: str
+    on_bad_row: OnBadRow
+    images: ImageFolder | None
+
+    def from_table(self, frame: pl.DataFrame) -> pl.DataFrame:
+        rows = [
+            self._convert(SourceRow(index, values))
+            for index, values in enumerate(frame.iter_rows(named=True))
+        ]
+        # Their bytes are in `images`; kept twice they would double the table.
+        own = frame.drop(name for name in self._image_columns if _holds_bytes(frame, name))
+        clashes = {name: f"source.{name}" for name in own.columns if name in CANONICAL_SCHEMA}
+        return self._canonical(rows, range(len(rows))).hstack(own.rename(clashes))
+
+    def from_records(self, records: Iterable[SourceRow]) -> pl.DataFrame:
+        records = list(records)
+        rows = [self._convert(record) for record in records]
+        frame = self._canonical(rows, [record.row for record in records])
+        lines = pl.Series(
+            "source",
+            [r.text if r.text is not None else _line(r.values) for r in records],
+            dtype=pl.String,
+        )
+        return frame.with_columns(lines).hstack(_scalar_columns([r.values or {} for r in records]))
+
+    @property
+    def _image_columns(self) -> tuple[str, ...]:
+        return IMAGE_COLUMNS if self.columns.images is None else (self.columns.images,)
+
+    def _convert(self, record: SourceRow) -> CanonicalRow | str:
+        """Return the canonical row, or the problem with it."""
+        problem = record.problem
+        if record.values is not None:
+            try:
+                return canonical_row(record.values, self.columns, self.images)
+            except RowError as error:
+                problem = str(error)
+        assert problem is not None
+        if self.on_bad_row == "raise":
+            raise DataFileError(
+                f"{self.origin}, row {record.row} (line {record.row + 1}): {problem}. Mend it, or "
+                "set on_bad_row to 'skip' to keep the row unscored."
+            )
+        return problem
+
+    def _canonical(
+        self, rows: Sequence[CanonicalRow | str], numbers: Sequence[int]
+    ) -> pl.DataFrame:
+        good = [row if isinstance(row, CanonicalRow) else None for row in rows]
+        values: dict[str, list[Any]] = {
+            "shard": [self.shard] * len(rows),
+            "row": list(numbers),
+            "sample_id": [row.sample_id if row else None for row in good],
+            "messages": [row.messages if row else None for row in good],
+            "tools": [row.tools if row else None for row in good],
+            "images": [row.images if row else None for row in good],
+            "group": [row.group if row else None for row in good],
+            "problem": [row if isinstance(row, str) else None for row in rows],
+            "source": [None] * len(rows),
+        }
+        return pl.DataFrame(values, schema=CANONICAL_SCHEMA)
 
 
-def _from_records(
-    records: Iterable[SourceRow], columns: Columns, shard: str, origin: str, on_bad_row: OnBadRow
-) -> pl.DataFrame:
-    records = list(records)
-    rows = [_convert(record, columns, origin, on_bad_row) for record in records]
-    frame = _canonical_columns(rows, [record.row for record in records], shard)
-    lines = pl.Series(
-        "source",
-        [r.text if r.text is not None else _line(r.values) for r in records],
-        dtype=pl.String,
-    )
-    return frame.with_columns(lines).hstack(_scalar_columns([r.values or {} for r in records]))
+def _holds_bytes(frame: pl.DataFrame, column: str) -> bool:
+    return column in frame.columns and "Binary" in str(frame.schema[column])
 
 
 def _line(values: dict[str, Any] | None) -> str | None:
-    return None if values is None else json.dumps(values, ensure_ascii=False, default=str)
+    return None if values is None else json.dumps(values, ensure_ascii=False, default=_named)
 
 
-def _convert(
-    record: SourceRow, columns: Columns, origin: str, on_bad_row: OnBadRow
-) -> CanonicalRow | str:
-    """Return the canonical row, or the problem with it."""
-    problem = record.problem
-    if record.values is not None:
-        try:
-            return canonical_row(record.values, columns)
-        except RowError as error:
-            problem = str(error)
-    assert problem is not None
-    if on_bad_row == "raise":
-        raise DataFileError(
-            f"{origin}, row {record.row} (line {record.row + 1}): {problem}. Mend it, or set "
-            "on_bad_row to 'skip' to keep the row unscored."
-        )
-    return problem
-
-
-def _canonical_columns(
-    rows: Sequence[CanonicalRow | str], numbers: Sequence[int], shard: str
-) -> pl.DataFrame:
-    good = [row if isinstance(row, CanonicalRow) else None for row in rows]
-    values: dict[str, list[Any]] = {
-        "shard": [shard] * len(rows),
-        "row": list(numbers),
-        "sample_id": [row.sample_id if row else None for row in good],
-        "messages": [row.messages if row else None for row in good],
-        "tools": [row.tools if row else None for row in good],
-        "group": [row.group if row else None for row in good],
-        "problem": [row if isinstance(row, str) else None for row in rows],
-        "source": [None] * len(rows),
-    }
-    return pl.DataFrame(values, schema=CANONICAL_SCHEMA)
+def _named(value: object) -> str:
+    """Stand for what JSON does not hold: bytes by a hash, anything else as it prints itself."""
+    return f"sha256:{image_digest(value)}" if isinstance(value, bytes) else str(value)
 
 
 def _scalar_columns(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:

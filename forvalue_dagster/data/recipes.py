@@ -19,6 +19,9 @@ Recipe = Callable[[str, str, np.random.Generator], str]
 NOISE_RECIPES: dict[str, Recipe] = {}
 """The registered recipes by name, in the order of registration."""
 
+SAME_QUESTION = "answer_flip"
+"""The recipe whose donors answer the same question; asked for by default of rows with images."""
+
 
 class InapplicableRecipeError(ValueError):
     """A recipe cannot change this text."""
@@ -264,3 +267,23 @@ def refusal(response: str, donor: str, rng: np.random.Generator) -> str:
     """
     others = [text for text in _REFUSALS if text.split() != response.split()]
     return others[int(rng.integers(len(others)))]
+
+
+@noise_recipe(SAME_QUESTION)
+def answer_flip(response: str, donor: str, rng: np.random.Generator) -> str:
+    """Replace a short answer by another answer to the same question, as a wrong label does.
+
+    Args:
+        response: The text to damage.
+        donor: The response of another row with the same question.
+        rng: Not used.
+
+    Returns:
+        The donor.
+
+    Raises:
+        InapplicableRecipeError: If nobody answers the same question otherwise.
+    """
+    if not donor.split() or donor.split() == response.split():
+        raise InapplicableRecipeError("answer_flip needs another answer to the same question")
+    return donor

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forvalue_dagster.data.image_parts import image_columns, is_image, image_part, with_images
+from forvalue_dagster.data.image_parts import image_columns, image_part, is_image, with_images
 from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
 
 Message = dict[str, Any]

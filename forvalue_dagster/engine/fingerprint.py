@@ -19,7 +19,9 @@ class FingerprintMismatchError(ValueError):
 
 def fingerprint(loaded: LoadedModel, options: ValuationOptions) -> str:
     """Return everything that decides features, as JSON of names and short values."""
-    template = loaded.chat_template or getattr(loaded.tokenizer, "chat_template", None) or ""
+    own = (loaded.processor, loaded.tokenizer)
+    templates = [loaded.chat_template, *(getattr(one, "chat_template", None) for one in own)]
+    template = next((template for template in templates if template), "")
     parts: dict[str, Any] = {
         "code version": FEATURES_VERSION,
         "weights": loaded.fingerprint.weights,
@@ -32,6 +34,8 @@ def fingerprint(loaded: LoadedModel, options: ValuationOptions) -> str:
         "top_errors": options.features.top_errors,
         "hidden": options.features.hidden,
     }
+    if loaded.fingerprint.processor is not None:
+        parts["processor"] = loaded.fingerprint.processor
     return json.dumps(parts, sort_keys=True)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from forvalue_dagster.data.batching import Batch, batches
-from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding, SkippedRow
+from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow
+from forvalue_dagster.engine.encoding import encoded_groups
 from forvalue_dagster.engine.memory import (
     TokenBudget,
     is_out_of_memory,
@@ -57,7 +58,8 @@ def forward_pass(
 ) -> Iterator[PassedRows | Unscored]:
     """Pass canonical rows through the model; every row comes out once, in no particular order.
 
-    Memory holds one window of token lists and one batch of activations, however many rows come.
+    Memory holds one window of token lists, some batches of prepared images and one batch of
+    activations, however many rows come.
     Where a batch does not fit in memory its rows are passed again in smaller ones, and so are all
     that follow; a row that does not fit alone comes out unscored.
 
@@ -67,29 +69,20 @@ def forward_pass(
         options: tokens, batch and window sizes.
         budget: of a pass that goes on; a new one starts with `options.batch_tokens`.
     """
-    encoding = Encoding(options.tokens, loaded.max_length, loaded.chat_template)
-    encoder = ConversationEncoder(loaded.tokenizer, encoding)
+    encoder = loaded.encoder(options.tokens)
     budget = budget or TokenBudget(options.batch_tokens)
-    for first in range(0, len(frame), options.window_rows):
-        window = frame.slice(first, options.window_rows)
-        indices: list[int] = []
-        encoded: list[EncodedRow] = []
-        conversations = window.select("messages", "tools", "problem").iter_rows()
-        for index, (messages, tools, problem) in enumerate(conversations, start=first):
-            row = SkippedRow("unreadable") if problem else encoder.encode(messages, tools)
-            if isinstance(row, SkippedRow):
-                yield Unscored(index, row.reason, row.truncated)
-            else:
-                indices.append(index)
-                encoded.append(row)
-        for batch, states in _fitting_batches(loaded, encoded, budget, options.memory_limit_gb):
+    for group in encoded_groups(loaded, encoder, frame, options):
+        for index, skipped in group.skipped:
+            yield Unscored(index, skipped.reason, skipped.truncated)
+        for batch, states in _fitting_batches(loaded, encoder, group.rows, budget, options):
             if states is None:
                 (place,) = batch.rows
-                yield Unscored(indices[place], "out_of_memory", encoded[place].truncated)
+                truncated = group.rows[place].truncated
+                yield Unscored(group.indices[place], "out_of_memory", truncated)
                 continue
             yield PassedRows(
-                rows=tuple(indices[place] for place in batch.rows),
-                truncated=tuple(encoded[place].truncated for place in batch.rows),
+                rows=tuple(group.indices[place] for place in batch.rows),
+                truncated=tuple(group.rows[place].truncated for place in batch.rows),
                 positions=states[0],
                 prompts=states[1],
             )
@@ -97,19 +90,22 @@ def forward_pass(
 
 def _fitting_batches(
     loaded: LoadedModel,
+    encoder: ConversationEncoder,
     encoded: Sequence[EncodedRow],
     budget: TokenBudget,
-    memory_limit_gb: float | None,
+    options: ValuationOptions,
 ) -> Iterator[tuple[Batch, tuple[ResponsePositions, Tensor] | None]]:
     """Yield batches with their positions and prompts; None for a row that does not fit alone."""
     left = list(range(len(encoded)))
+    image_bytes = options.batch_image_mb * 1e6
     while left:
         tried = left
-        for batch in batches([encoded[index] for index in tried], budget.tokens):
+        rows = [encoded[index] for index in tried]
+        for batch in batches(rows, budget.tokens, image_bytes, encoder.row_aligned):
             batch = replace(batch, rows=tuple(tried[place] for place in batch.rows))
             states = None
             try:
-                with memory_limit(memory_limit_gb, loaded.device):
+                with memory_limit(options.memory_limit_gb, loaded.device):
                     states = pass_batch(loaded, batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -142,9 +138,15 @@ def pass_batch(loaded: LoadedModel, batch: Batch) -> tuple[ResponsePositions, Te
         return torch.as_tensor(array, device=loaded.device)
 
     input_ids = on_device(batch.input_ids)
+    inputs = {name: on_device(values) for name, values in batch.inputs.items()}
+    dtype = loaded.unembedding.weight.dtype
+    pixels = {name: v.to(dtype) for name, v in inputs.items() if v.is_floating_point()}
     with capture_last_hidden(loaded.model) as captured:
         loaded.model(
-            input_ids=input_ids, attention_mask=on_device(batch.attention_mask), use_cache=False
+            input_ids=input_ids,
+            attention_mask=on_device(batch.attention_mask),
+            use_cache=False,
+            **(inputs | pixels),
         )
     (hidden,) = captured
     positions = ResponsePositions.from_batch(hidden, input_ids, on_device(batch.mask))

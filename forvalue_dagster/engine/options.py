@@ -21,6 +21,9 @@ class ValuationOptions:
         centre: compare hidden states after subtracting the validation tokens' mean.
         batch_tokens: tokens in a batch, padding included. Changes speed and memory, never a
             score beyond rounding.
+        batch_image_mb: megabytes (10⁶ bytes) of prepared images in a batch.
+        image_workers: threads that decode and resize images while the model is busy; with none
+            they are prepared when they are needed.
         window_rows: rows that are tokenised at a time, sorted by length among themselves, and
             stored as one part of a feature table.
         memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
@@ -34,16 +37,20 @@ class ValuationOptions:
     damping: float = 0.1
     centre: bool = False
     batch_tokens: int = 2048
+    batch_image_mb: float = 128.0
+    image_workers: int = 2
     window_rows: int = 1024
     memory_limit_gb: float | None = None
     features: FeaturePrecision = field(default_factory=FeaturePrecision)
     noise: NoiseOptions | None = field(default_factory=NoiseOptions)
 
     def __post_init__(self) -> None:
-        """Refuse sizes below one."""
-        for name in ("batch_tokens", "window_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        """Refuse sizes that mean nothing."""
+        for name, least in (("batch_tokens", 1), ("window_rows", 1), ("image_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        if not self.batch_image_mb > 0:
+            raise ValueError(f"batch_image_mb must be positive; got {self.batch_image_mb}.")
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0:
             raise ValueError(f"memory_limit_gb must be positive; got {self.memory_limit_gb}.")
 

@@ -22,21 +22,30 @@ class ModelFingerprint:
         weights: of every parameter and buffer, adapters merged.
         tokenizer: of its full definition.
         adapter: of the adapter's tensors before the merge, or None.
+        processor: of how images are prepared, or None.
     """
 
     weights: str
     tokenizer: str
     adapter: str | None
+    processor: str | None = None
 
 
-def fingerprint_model(model: nn.Module, tokenizer: Any, adapter: str | None) -> ModelFingerprint:
+def fingerprint_model(
+    model: nn.Module, tokenizer: Any, adapter: str | None, processor: Any = None
+) -> ModelFingerprint:
     """Hash a loaded model; about a second for each gigabyte."""
     text = tokenizer.backend_tokenizer.to_str() + repr(sorted(tokenizer.special_tokens_map.items()))
     return ModelFingerprint(
         weights=fingerprint_tensors(model.state_dict()),
-        tokenizer=sha256(text.encode()).hexdigest()[:_LENGTH],
+        tokenizer=_short(text),
         adapter=adapter,
+        processor=None if processor is None else _short(processor.to_json_string()),
     )
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:_LENGTH]
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Load a causal language model so that its last hidden states and unembedding can be trusted."""
+"""Load a model, of language or of language and images, whose unembedding can be trusted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import gc
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
+from forvalue_dagster.data.chat import ConversationEncoder, Encoding
+from forvalue_dagster.data.vision import VisionEncoder
 from forvalue_dagster.models.config import EMBEDDED, SPREAD, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
 from forvalue_dagster.models.fingerprint import (
@@ -37,12 +47,13 @@ class LoadedModel:
     """A model ready for the pass: in evaluation mode, its unembedding verified.
 
     Attributes:
-        model: a transformers causal language model, adapters merged.
+        model: a transformers causal language model or vision-language model, adapters merged.
         tokenizer: its tokenizer.
         unembedding: W, b and f, verified against the model's own logits.
         max_length: the window, in tokens.
         chat_template: what the configuration asked for.
         adapter: hash of the adapter that was merged into the model, or None.
+        processor: of images and text, for a vision-language model.
     """
 
     model: nn.Module
@@ -51,6 +62,7 @@ class LoadedModel:
     max_length: int
     chat_template: str | None = None
     adapter: str | None = None
+    processor: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +72,19 @@ class LoadedModel:
     @cached_property
     def fingerprint(self) -> ModelFingerprint:
         """Hashes of weights, adapter and tokenizer, taken when first asked for."""
-        return fingerprint_model(self.model, self.tokenizer, self.adapter)
+        return fingerprint_model(self.model, self.tokenizer, self.adapter, self.processor)
+
+    def encoder(self, tokens: Literal["response", "all"]) -> ConversationEncoder:
+        """Return what turns canonical rows into the model's input."""
+        encoding = Encoding(tokens, self.max_length, self.chat_template)
+        return make_encoder(self.processor or self.tokenizer, encoding)
+
+
+def make_encoder(processor: Any, encoding: Encoding) -> ConversationEncoder:
+    """Return the encoder for a tokenizer, or for a processor of images and text."""
+    if hasattr(processor, "image_processor"):
+        return VisionEncoder(processor, encoding)
+    return ConversationEncoder(processor, encoding)
 
 
 @lru_cache(maxsize=1)
@@ -71,16 +95,19 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ModelLoadError: if something is missing.
         UnknownUnembeddingError: if its logits are not a known function of the last hidden state.
     """
-    model, tokenizer = load_base(config)
+    model, processor = load_base(config)
     adapter = None
     if config.adapter is not None:
         model, adapter = _merge_adapter(model, config)
-    loaded = prepare_model(model, tokenizer, config.max_length, config.chat_template)
+    loaded = prepare_model(model, processor, config.max_length, config.chat_template)
     return replace(loaded, adapter=adapter)
 
 
 def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
-    """Load the model on its device, and its tokenizer, without the adapter.
+    """Load the model on its device, without the adapter.
+
+    Returns:
+        The model, and its tokenizer; for a vision-language model, its processor.
 
     Raises:
         ModelLoadError: if something is missing.
@@ -100,7 +127,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             "Use 'int8' or 'none'."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        sees = _reads_images(AutoConfig.from_pretrained(path, **options))
+        processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(path, **options)
         if config.quantization != "none":
             # Quantised weights cannot be moved afterwards.
             options |= {
@@ -112,16 +140,21 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             }
         if spread:
             options["device_map"] = "auto"
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_dtype(config.dtype, device), **options
-        )
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=_dtype(config.dtype, device), **options)
     except (OSError, ValueError, ImportError) as error:
         raise ModelLoadError(
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "
-            "with config.json, tokenizer.json and safetensors weights, or 'embedded'."
+            "with config.json, tokenizer.json and safetensors weights (and, if it reads images, "
+            "the settings of its processor), or 'embedded'."
         ) from error
     placed = spread or config.quantization != "none"
-    return model if placed else model.to(device), tokenizer
+    return model if placed else model.to(device), processor
+
+
+def _reads_images(config: Any) -> bool:
+    # Some families have a text-only class as well; what was saved with images is used with them.
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def release_model() -> None:
@@ -134,15 +167,15 @@ def release_model() -> None:
 
 def prepare_model(
     model: nn.Module,
-    tokenizer: Any,
+    processor: Any,
     max_length: int | None = None,
     chat_template: str | None = None,
 ) -> LoadedModel:
     """Make a model that is in memory ready for the pass, and verify its unembedding.
 
     Args:
-        model: a transformers causal language model, on its device.
-        tokenizer: its tokenizer.
+        model: a transformers causal language model or vision-language model, on its device.
+        processor: its tokenizer, or its processor of images and text.
         max_length: window in tokens; by default the model's own, at most 4,096.
         chat_template: a Jinja template, or "plain"; by default the tokenizer's.
     """
@@ -153,7 +186,11 @@ def prepare_model(
         model, {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
     )
     window = window_of(model, max_length)
-    return LoadedModel(model, tokenizer, unembedding, window, chat_template)
+    if hasattr(processor, "image_processor"):
+        tokenizer, images = processor.tokenizer, processor
+    else:
+        tokenizer, images = processor, None
+    return LoadedModel(model, tokenizer, unembedding, window, chat_template, processor=images)
 
 
 def window_of(model: nn.Module, max_length: int | None) -> int:
@@ -162,7 +199,8 @@ def window_of(model: nn.Module, max_length: int | None) -> int:
     Raises:
         ModelLoadError: if more is asked for than the model has.
     """
-    own = getattr(model.config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    own = getattr(config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW
     if max_length is not None and max_length > own:
         raise ModelLoadError(
             f"max_length is {max_length}, but the model's window is {own} tokens; lower it."

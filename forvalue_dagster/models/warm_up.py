@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import polars as pl
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from forvalue_dagster.data.batching import pad
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
 from forvalue_dagster.models.config import ModelConfig
-from forvalue_dagster.models.loading import load_base, window_of
+from forvalue_dagster.models.loading import load_base, make_encoder, window_of
 from forvalue_dagster.models.warm_up_config import WarmUp
 
 _IGNORED = -100  # the label that transformers' losses leave out
@@ -70,10 +70,11 @@ def train_adapter(
     target, checkpoints = folder / "adapter", folder / "checkpoints"
     record = target / "rows.json"
     if not target.exists():
-        model, tokenizer = load_base(config)
+        model, processor = load_base(config)
         window = window_of(model, config.max_length)
         encoding = Encoding(tokens, window, config.chat_template)  # type: ignore[arg-type]
-        encoded = _encode(ConversationEncoder(tokenizer, encoding), rows)
+        encoder = make_encoder(processor, encoding)
+        encoded = _encode(encoder, rows)
         if not encoded:
             raise WarmUpError(f"None of the {len(rows)} rows has tokens to train on.")
         chosen = _draw(encoded, warm_up)
@@ -87,7 +88,8 @@ def train_adapter(
         adapted = get_peft_model(model, lora)
         # Left to itself, peft asks the hub about the vocabulary whenever it saves.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
-        _train(adapted, [encoded[index] for index in chosen], warm_up, checkpoints, log)
+        collate = partial(_collate, row_aligned=encoder.row_aligned)
+        _train(adapted, [encoded[index] for index in chosen], collate, warm_up, checkpoints, log)
         scratch = folder / "adapter.unfinished"
         adapted.peft_config["default"].base_model_name_or_path = config.name
         adapted.save_pretrained(scratch)
@@ -101,9 +103,9 @@ def train_adapter(
 
 def _encode(encoder: ConversationEncoder, rows: pl.DataFrame) -> dict[int, EncodedRow]:
     encoded = {}
-    columns = rows.select("messages", "tools", "problem").iter_rows()
-    for index, (messages, tools, problem) in enumerate(columns):
-        row = None if problem else encoder.encode(messages, tools)
+    columns = rows.select("messages", "tools", "images", "problem").iter_rows()
+    for index, (messages, tools, images, problem) in enumerate(columns):
+        row = None if problem else encoder.encode(messages, tools, images)
         if isinstance(row, EncodedRow):
             encoded[index] = row
     return encoded
@@ -123,6 +125,7 @@ def _draw(encoded: dict[int, EncodedRow], warm_up: WarmUp) -> list[int]:
 def _train(
     model: Any,
     rows: Sequence[EncodedRow],
+    collate: Callable[[Sequence[EncodedRow]], dict[str, Tensor]],
     warm_up: WarmUp,
     checkpoints: Path,
     log: Callable[[str], object],
@@ -144,8 +147,7 @@ def _train(
         report_to=[],
         disable_tqdm=True,
     )
-    examples = [_example(row) for row in rows]
-    trainer = Trainer(model, arguments, _collate, examples, callbacks=[_Watch(log)])
+    trainer = Trainer(model, arguments, collate, list(rows), callbacks=[_Watch(log)])
     trainer.remove_callback(PrinterCallback)
     if started := _last_whole(checkpoints):
         log(f"Going on from {Path(started).name}.")
@@ -181,18 +183,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._log(f"Warm-up, step {state.global_step} of {state.max_steps}: loss {loss:.3f}")
 
 
-def _example(row: EncodedRow) -> dict[str, Any]:
-    labels = np.full(len(row), _IGNORED)
+def _collate(rows: Sequence[EncodedRow], row_aligned: Collection[str]) -> dict[str, Tensor]:
+    """Pad on the right, and label what is scored."""
+    batch = pad(rows, range(len(rows)), row_aligned)
+    labels = np.full(batch.input_ids.shape, _IGNORED)
     # The mask marks the position that predicts; transformers' losses shift the labels themselves.
-    labels[1:][row.mask[:-1]] = row.input_ids[1:][row.mask[:-1]]
-    attention_mask = np.ones_like(row.input_ids)
-    return {"input_ids": row.input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pad on the right."""
-    fillers = {"input_ids": 0, "attention_mask": 0, "labels": _IGNORED}
-    return {
-        name: pad_sequence([torch.as_tensor(row[name]) for row in examples], True, filler)
-        for name, filler in fillers.items()
-    }
+    scored = batch.mask[:, :-1]
+    labels[:, 1:][scored] = batch.input_ids[:, 1:][scored]
+    arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    arrays |= {"labels": labels, **batch.inputs}
+    return {name: torch.as_tensor(values) for name, values in arrays.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 # Raised when the meaning of a stored table changes: it is then made again.
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 # Files outside Dagster, of which sensors report what changed.
 TRAINING_FILES, TRAINING_SHARDS = "training_files", "training_shards"
 VALIDATION_FILES, MODEL_FILES = "validation_files", "model_files"

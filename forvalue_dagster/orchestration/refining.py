@@ -57,7 +57,7 @@ def refine_shards(
             rows = pl.concat(
                 raw[shard].join(lines.lazy().select(place), on=place, how="semi").collect()
                 for shard in lines["shard"].unique()
-            ).select("sample_id", *place, "group", "messages", "tools", "problem")
+            ).select("sample_id", *place, "group", "messages", "tools", "images", "problem")
             exact = score_rows(loaded, rows, on_device, valuation.options())
             if skipped := exact.filter(pl.col("status") != "scored").height:
                 raise dg.Failure(

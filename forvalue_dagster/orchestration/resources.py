@@ -82,6 +82,23 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
     batch_tokens: int = Field(
         default=2048, ge=1, description="Tokens in a batch, padding included."
     )
+    batch_image_mb: float = Field(
+        default=ValuationOptions.batch_image_mb,
+        gt=0,
+        description="Megabytes (10⁶ bytes) of prepared images in a batch.",
+    )
+    image_workers: int = Field(
+        default=ValuationOptions.image_workers,
+        ge=0,
+        description="Threads that decode and resize images while the model is busy.",
+    )
+    thumbnails: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Show the images of so many of the most and least valuable rows in the "
+        "metadata of value_scores. They are then in the event log.",
+    )
     window_rows: int = Field(
         default=512,
         ge=1,
@@ -160,6 +177,8 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
             damping=self.damping,
             centre=self.centre,
             batch_tokens=self.batch_tokens,
+            batch_image_mb=self.batch_image_mb,
+            image_workers=self.image_workers,
             window_rows=self.window_rows,
             memory_limit_gb=self.memory_limit_gb,
             features=FeaturePrecision(self.top_errors, self.hidden),

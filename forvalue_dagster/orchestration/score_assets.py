@@ -28,6 +28,7 @@ from forvalue_dagster.orchestration.resources import (
 )
 from forvalue_dagster.orchestration.score_checks import HISTOGRAM, ScoreJudge
 from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.thumbnails import thumbnails
 from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.standing import latest_materialization
@@ -71,10 +72,15 @@ def build_score_asset(
         storage: Storage,
         score: Callable[[str], pl.DataFrame],
         judge: ScoreJudge | None,
+        shown: int,
     ) -> Iterator[dg.Output[Any]]:
         def make(shard: str) -> ShardTable:
             scores = score(shard).sort("row")
-            return ShardTable(scores, _describe(context, scores, shard), digest(scores))
+            metadata = _describe(context, scores, shard)
+            if shown and context.has_partition_key:
+                rows = scan_table(storage, table_path(storage, raw_key, shard))
+                metadata |= thumbnails(scores, rows, shown)
+            return ShardTable(scores, metadata, digest(scores))
 
         def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
             assert judge is not None
@@ -117,7 +123,7 @@ def build_score_asset(
                 return scoring.score(features, log_progress(context.log, rows))
 
         judge = _judge(context, naming, storage, validation_profile, gate, warnings)
-        yield from shard_scores(context, storage, score, judge)
+        yield from shard_scores(context, storage, score, judge, valuation.thumbnails)
 
     @decorate(
         ins={
@@ -153,7 +159,7 @@ def build_score_asset(
                 progress = log_progress(context.log, len(rows))
                 return score_rows(loaded, rows, profile, valuation.options(), progress)
 
-            yield from shard_scores(context, storage, score, judge)
+            yield from shard_scores(context, storage, score, judge, valuation.thumbnails)
 
     return exact_scores if plan.scoring == "exact" else scores_from_features
 

@@ -18,10 +18,17 @@ from forvalue_dagster.data.files import (
     data_files,
     is_data_file,
 )
+from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.data.rows import Columns
-from forvalue_dagster.storage.source_files import LocalFiles, S3Files, SourceFiles, state_of
+from forvalue_dagster.storage.source_files import (
+    LocalFiles,
+    S3Files,
+    SourceFiles,
+    remote_images,
+    state_of,
+)
 
 # A file that is written while it is read is read again, so often.
 _ATTEMPTS = 3
@@ -53,6 +60,10 @@ class RowForm(dg.ConfigurableResource["RowForm"], extra="forbid"):
         default=None, description="Column with the response. Detected by default."
     )
     system_column: str | None = Field(default=None, description="Column with a system prompt.")
+    images_column: str | None = Field(
+        default=None,
+        description="Column with an image or a list of them. By default images or image.",
+    )
     group_column: str | None = Field(
         default=None, description="Column with the validation group (capability, language, …)."
     )
@@ -62,8 +73,15 @@ class RowForm(dg.ConfigurableResource["RowForm"], extra="forbid"):
         "problem.",
     )
 
-    def canonical(self, rows: Any, shard: str | None) -> pl.DataFrame:
+    def canonical(
+        self, rows: Any, shard: str | None, images: ImageFolder | None = None
+    ) -> pl.DataFrame:
         """Return rows, or the rows of a file, in the canonical schema.
+
+        Args:
+            rows: as of `read_rows`.
+            shard: name of the shard.
+            images: where images lie that are named by path.
 
         Raises:
             DataFileError: if a file or row cannot be read.
@@ -74,8 +92,11 @@ class RowForm(dg.ConfigurableResource["RowForm"], extra="forbid"):
             self.response_column,
             self.system_column,
             self.group_column,
+            self.images_column,
         )
-        return read_rows(rows, columns=columns, shard=shard, on_bad_row=self.on_bad_row)
+        return read_rows(
+            rows, columns=columns, shard=shard, on_bad_row=self.on_bad_row, images=images
+        )
 
 
 class RowSource(RowForm):
@@ -87,6 +108,11 @@ class RowSource(RowForm):
     )
     split: str | None = Field(
         default=None, description="Of a directory of Hugging Face datasets: 'train', …"
+    )
+    image_root: str | None = Field(
+        default=None,
+        description="Folder, or prefix such as s3://… or https://…, that images named by path lie "
+        "in; by default the path's own folder. Nothing outside of it is read.",
     )
     s3: S3Resource | None = Field(
         default=None,
@@ -141,7 +167,7 @@ class RowSource(RowForm):
             error = None
             try:
                 with files.fetch(path) as local:
-                    rows = self.canonical(local, shard)
+                    rows = self.canonical(local, shard, self._image_folder(files))
             except (DataFileError, OSError) as problem:
                 error = problem
             if self._file(files, path) == before:
@@ -164,6 +190,15 @@ class RowSource(RowForm):
         if self.split is None and data_files(path) == [path] and is_data_file(path):
             return LocalFiles(path.parent), path.name
         return LocalFiles(path), None
+
+    def _image_folder(self, files: SourceFiles) -> ImageFolder:
+        if self.image_root is None:
+            return files.images()
+        if self.image_root.startswith("s3://"):
+            return S3Files.at(self.image_root, self.s3).images()
+        if "://" in self.image_root:
+            return remote_images(self.image_root)
+        return LocalFiles(Path(self.image_root)).images()
 
     def _file(self, files: SourceFiles, path: str) -> ShardFile:
         return ShardFile(path, state_of(files.states(path)))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from forvalue_dagster.data.rows import message_images, message_text
+
 LEAKS: dict[str, pl.DataType] = {
     "shard": pl.String(),
     "row": pl.Int64(),
@@ -28,8 +30,11 @@ _WIDE = unicodedata.east_asian_width
 
 @dataclass(frozen=True)
 class _Text:
+    """Normalised words; the names of images stand among them as words of their own."""
+
     prompt: tuple[str, ...]
     whole: tuple[str, ...]
+    images: tuple[str, ...] = ()
 
     @property
     def shingles(self) -> frozenset[bytes]:
@@ -75,7 +80,9 @@ def find_leaks(
             continue
         own = text.shingles
         (signature,) = MinHash.bulk([own], num_perm=_PERMUTATIONS)
-        similar = {row: _jaccard(own, shingles[row]) for row in index.query(signature)}
+        # The same question about another image is another row.
+        near = [row for row in index.query(signature) if trusted[row].images == text.images]
+        similar = {row: _jaccard(own, shingles[row]) for row in near}
         if text.prompt in by_prompt:
             row = by_prompt[text.prompt]
             leaks.append((*place, row, "prompt", _jaccard(own, shingles[row])))
@@ -92,14 +99,17 @@ def _texts(rows: pl.DataFrame) -> list[tuple[int, _Text]]:
         turns = [] if problem else json.loads(messages)
         prompt: list[str] = []
         whole: list[str] = []
+        images: list[str] = []
         for turn in turns:
             if turn["role"] == "system":
                 continue
-            words = _words(turn["content"])
+            pictures = [str(name) for name in message_images(turn)]
+            words = pictures + _words(message_text(turn))
+            images += pictures
             whole += words
             if turn["role"] != "assistant":
                 prompt += words
-        found.append((index, _Text(tuple(prompt), tuple(whole))))
+        found.append((index, _Text(tuple(prompt), tuple(whole), tuple(images))))
     return found
 
 

@@ -8,11 +8,15 @@ from typing import Any
 
 import polars as pl
 
+from forvalue_dagster.data.rows import message_images, message_text
+
 # Column → what it tells. The text never reaches Great Expectations, nor its reports.
 ROW_FACTS: dict[str, str] = {
     "response_characters": "characters of all assistant turns, tool calls included",
     "prompt_characters": "characters of all other turns but the system's",
     "roles": "roles of the turns, in order, joined by commas",
+    "images": "images of all turns",
+    "missing_images": "images whose file is not there",
     "broken_characters": "replacement and control characters, as bad decoding leaves them",
     "letters_share": "share of letters and digits in the responses, white space aside",
     "has_email": "whether an e-mail address stands in a response",
@@ -45,23 +49,29 @@ def row_facts(rows: pl.DataFrame) -> pl.DataFrame:
         "response_characters": pl.Int64(),
         "prompt_characters": pl.Int64(),
         "roles": pl.String(),
+        "images": pl.Int64(),
+        "missing_images": pl.Int64(),
         "broken_characters": pl.Int64(),
         "letters_share": pl.Float64(),
     }
-    plain = rows.drop("messages", "tools", "source")
+    plain = rows.drop("messages", "tools", "images", "source", strict=False)
     return plain.drop(ROW_FACTS, strict=False).hstack(pl.DataFrame(facts, schema=schema))
 
 
 def _facts(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    responses = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    responses = [message_text(turn) for turn in turns if turn["role"] == "assistant"]
     calls = [json.dumps(turn["tool_calls"]) for turn in turns if turn.get("tool_calls")]
-    prompts = [turn["content"] for turn in turns if turn["role"] not in ("assistant", "system")]
+    asked = [turn for turn in turns if turn["role"] not in ("assistant", "system")]
+    prompts = [message_text(turn) for turn in asked]
+    images = [name for turn in turns for name in message_images(turn)]
     text = "\n".join(responses)
     visible = [char for char in text if not char.isspace()]
     return {
         "response_characters": sum(len(part.strip()) for part in (*responses, *calls)),
         "prompt_characters": sum(len(part.strip()) for part in prompts),
         "roles": ",".join(turn["role"] for turn in turns),
+        "images": len(images),
+        "missing_images": images.count(None),
         "broken_characters": len(_BROKEN.findall(text)),
         "letters_share": sum(map(str.isalnum, visible)) / len(visible) if visible else 0.0,
         **{name: bool(pattern.search(text)) for name, pattern in PERSONAL.items()},

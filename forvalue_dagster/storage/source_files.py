@@ -12,8 +12,10 @@ from typing import Protocol
 
 from dagster_aws.s3 import S3Resource
 from dagster_aws.s3.sensor import get_objects
+from upath import UPath
 
 from forvalue_dagster.data.files import DataFileError
+from forvalue_dagster.data.images import ImageFolder, local_images
 
 
 class SourceFiles(Protocol):
@@ -36,6 +38,23 @@ class SourceFiles(Protocol):
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         """Lend a local copy of a file or folder."""
         ...
+
+    def images(self) -> ImageFolder:
+        """Return the place as a folder of images that rows name by path."""
+        ...
+
+
+def remote_images(uri: str) -> ImageFolder:
+    """Return any place that fsspec reads (https://, gs://, …) as a folder of images."""
+    root = UPath(uri)
+
+    def read(path: str) -> bytes | None:
+        try:
+            return bytes((root / path).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    return ImageFolder(uri.rstrip("/"), read)
 
 
 def state_of(states: dict[str, str]) -> str:
@@ -71,6 +90,10 @@ class LocalFiles:
     def fetch(self, path: str) -> Iterator[Path]:
         """Lend the file itself."""
         yield self._inside(path)
+
+    def images(self) -> ImageFolder:
+        """Return the folder as one of images."""
+        return local_images(self.root)
 
     def _inside(self, path: str) -> Path:
         inside = self.root / path
@@ -133,6 +156,24 @@ class S3Files:
                 with self._clear_errors():
                     client.download_file(self.bucket, self._key(inside), str(file))
             yield target
+
+    def images(self) -> ImageFolder:
+        """Return the prefix as a folder of images."""
+        client = self.s3.get_client()
+
+        def read(path: str) -> bytes | None:
+            with self._clear_errors():
+                try:
+                    answer = client.get_object(Bucket=self.bucket, Key=self._key(path))
+                except client.exceptions.NoSuchKey:
+                    return None
+                return bytes(answer["Body"].read())
+
+        return ImageFolder(f"s3://{self._root}", read)
+
+    @property
+    def _root(self) -> str:
+        return f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)

@@ -7,10 +7,15 @@ import polars as pl
 import pytest
 
 from forvalue_dagster.data.corruption import corrupt_responses, corrupted_copies
+from forvalue_dagster.data.image_recipes import IMAGE_RECIPES
+from forvalue_dagster.data.images import image_digest
 from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.recipes import NOISE_RECIPES
+from forvalue_dagster.data.recipes import NOISE_RECIPES, SAME_QUESTION
 
 RESPONSES = [f"Row {index} says that the answer is {index * index}." for index in range(41)]
+
+# What plain text is damaged by, left to itself.
+PLAIN = set(NOISE_RECIPES) - {SAME_QUESTION}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.45, 1.0])
@@ -26,7 +31,7 @@ def test_the_share_of_damaged_rows_is_exact(rows, share):
 
 def test_recipes_are_balanced():
     counts = Counter(recipe for _, recipe in corrupt_responses(RESPONSES, 1.0, seed=0))
-    assert set(counts) == set(NOISE_RECIPES)
+    assert set(counts) == PLAIN
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
@@ -89,7 +94,7 @@ def answers(copies: pl.DataFrame) -> list[str]:
 
 def test_every_row_has_a_copy_by_every_recipe():
     copies = corrupted_copies(ROWS)
-    assert Counter(copies["recipe"]) == dict.fromkeys(NOISE_RECIPES, len(ROWS))
+    assert Counter(copies["recipe"]) == dict.fromkeys(PLAIN, len(ROWS))
     for index, text in zip(copies["copy_of"], answers(copies), strict=True):
         assert text != RESPONSES[index]
     assert set(ROWS.columns) < set(copies.columns)
@@ -99,7 +104,7 @@ def test_every_row_has_a_copy_by_every_recipe():
 def test_copies_by_drawn_recipes():
     copies = corrupted_copies(ROWS, per_row=3)
     assert Counter(copies["copy_of"]) == dict.fromkeys(range(len(ROWS)), 3)
-    assert set(copies["recipe"]) == set(NOISE_RECIPES)
+    assert set(copies["recipe"]) == PLAIN
     assert copies.select("copy_of", "recipe").is_unique().all()
 
 
@@ -130,3 +135,40 @@ def test_what_cannot_be_damaged_has_no_copy():
     assert corrupted_copies(frame, ["refusal"])["copy_of"].to_list() == [0]
     with pytest.raises(ValueError, match="typo"):
         corrupted_copies(frame, ["typo"])
+
+
+PICTURES = [f"picture {number}".encode() for number in range(6)]
+SEEN = read_rows(
+    [
+        {"prompt": question, "response": answer, "image": picture}
+        for picture, (question, answer) in zip(
+            PICTURES, [("What?", "cat"), ("What?", "dog"), ("Odd?", "yes")] * 2, strict=True
+        )
+    ]
+)
+
+
+def test_images_are_swapped_with_their_names():
+    copies = corrupted_copies(SEEN, ["image_swap"])
+    assert copies["copy_of"].to_list() == list(range(6))
+    for index, text, images in copies.select("copy_of", "messages", "images").iter_rows():
+        (image,) = images
+        assert image in PICTURES
+        assert image != PICTURES[index]
+        question, response = json.loads(text)
+        assert question["content"][0] == {"type": "image", "image": image_digest(image)}
+        assert response["content"] == json.loads(SEEN["messages"][index])[-1]["content"]
+
+
+def test_answers_are_flipped_within_their_question():
+    copies = corrupted_copies(SEEN, [SAME_QUESTION])
+    # Nobody answers the third question otherwise.
+    assert copies["copy_of"].to_list() == [0, 1, 3, 4]
+    assert answers(copies) == ["dog", "cat", "dog", "cat"]
+    assert copies["images"].to_list() == [[PICTURES[index]] for index in (0, 1, 3, 4)]
+
+
+def test_rows_with_images_have_recipes_of_their_own():
+    assert {SAME_QUESTION, *IMAGE_RECIPES} < set(corrupted_copies(SEEN)["recipe"])
+    with pytest.raises(ValueError, match="no such noise recipes"):
+        corrupted_copies(SEEN, ["image_blur"])

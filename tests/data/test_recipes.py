@@ -30,6 +30,7 @@ WORKS = {
     "repetition": lambda response, donor: bool(response),
     "character_noise": lambda response, donor: any(len(word) >= 2 for word in response),
     "refusal": lambda response, donor: True,
+    "answer_flip": lambda response, donor: bool(donor) and donor != response,
 }
 
 

@@ -72,8 +72,8 @@ def test_tool_calls_and_tools_are_kept_and_count_as_content() -> None:
         ({"messages": [{"content": "x"}]}, "role None"),
         ({"messages": [{"role": "user", "content": 5}]}, r"content is a int; expected text"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "part of type 'image_url'; expected text parts",
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "part of type 'video'; expected text and image parts",
         ),
         ({"prompt": "\ud800", "response": "x"}, "surrogate"),
     ],

@@ -23,7 +23,7 @@ from forvalue_dagster.models import loading
 from forvalue_dagster.models import warm_up as warm_up_module
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
-from forvalue_dagster.models.warm_up import WarmUpError, _example, train_adapter
+from forvalue_dagster.models.warm_up import WarmUpError, _collate, train_adapter
 from tests.engine.test_functions import make_rows
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -106,7 +106,9 @@ def test_a_budget_of_tokens(base, tmp_path: Path) -> None:
 
 def test_the_loss_is_on_the_tokens_that_are_scored() -> None:
     row = EncodedRow(np.array([5, 6, 7, 8]), np.array([False, True, False, False]), False)
-    assert _example(row)["labels"].tolist() == [-100, -100, 7, -100]
+    shorter = EncodedRow(np.array([5, 6]), np.array([True, False]), False)
+    collated = _collate([row, shorter], frozenset())
+    assert collated["labels"].tolist() == [[-100, -100, 7, -100], [-100, 6, -100, -100]]
 
 
 def test_a_bfloat16_base_gets_a_float32_adapter(base, tmp_path: Path) -> None:

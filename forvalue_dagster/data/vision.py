@@ -1,0 +1,177 @@
+"""Conversations with images to tokens and pixels, through a model's own processor.
+
+A processor expands each image's placeholder to as many tokens as the image takes. Where the
+assistant's turns lie is found in the rendered text, as for text alone, and carried over by the
+places of what was replaced; the processors' own masks of the assistant's tokens are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_dagster.data.chat import (
+    TOKEN_ALIGNED,
+    ConversationEncoder,
+    Encoding,
+    SkippedRow,
+    Tokens,
+)
+from forvalue_dagster.data.images import PictureError, decode_picture
+from forvalue_dagster.data.rows import Message, message_images
+
+# For processors without a chat template, as `chat.PLAIN_TEMPLATE`.
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ image_token }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}"
+    "{% endif %}{% endfor %}"
+)
+_PROBE_SIZE = (64, 48)
+# What comes back beside a model's inputs.
+_OFFSETS, _REPLACED = "offset_mapping", "text_replacement_offsets"
+
+
+class VisionEncoder(ConversationEncoder):
+    """Encodes canonical rows with one processor of transformers.
+
+    Args:
+        processor: of images and text.
+        encoding: the options.
+
+    Attributes:
+        row_aligned: inputs with one entry for each row of a batch; of the others, each image
+            or patch has one.
+
+    Raises:
+        ValueError: if the processor's tokenizer cannot tell where its tokens lie, or has no chat
+            template and none is given.
+    """
+
+    def __init__(self, processor: Any, encoding: Encoding) -> None:
+        super().__init__(processor.tokenizer, encoding, processor.chat_template)
+        if encoding.chat_template == "plain":
+            self._template = _PLAIN_TEMPLATE
+        self._processor = processor
+        kinds = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
+        self._image_ids = [token for kind in kinds for token in kind if token is not None]
+        # Two images: an input with one entry for both is one of the row.
+        probe = self._processed(processor.image_token * 2, [_blank_picture()] * 2)
+        own = probe.keys() - {"input_ids", "attention_mask", _OFFSETS, _REPLACED}
+        self.row_aligned = frozenset(name for name in own - TOKEN_ALIGNED if len(probe[name]) == 1)
+        self._token_types = [
+            name for name in TOKEN_ALIGNED & probe.keys() if np.ndim(probe[name]) == 2
+        ]
+
+    def _pictures(
+        self, conversation: Sequence[Message], images: Sequence[bytes | None]
+    ) -> Sequence[Any] | SkippedRow:
+        named = sum(len(message_images(message)) for message in conversation)
+        if named != len(images):
+            raise ValueError(f"{len(images)} images came with a conversation that names {named}.")
+        try:
+            pictures = []
+            for data in images:
+                if data is None:
+                    return SkippedRow("image_missing")
+                pictures.append(decode_picture(data))
+        except PictureError as error:
+            return SkippedRow(error.reason)
+        return pictures
+
+    def _render(
+        self, conversation: Sequence[Message], tools: Any, *, generation_prompt: bool = False
+    ) -> str:
+        rendered: str = self._processor.apply_chat_template(
+            [_in_parts(message) for message in conversation],
+            tools=tools,
+            chat_template=self._template,
+            add_generation_prompt=generation_prompt,
+            image_token=self._processor.image_token,
+        )
+        return rendered
+
+    def _tokenise(
+        self, text: str, spans: Sequence[tuple[int, int]], pictures: Sequence[Any]
+    ) -> Tokens | SkippedRow:
+        try:
+            encoded = self._processed(text, pictures)
+        except ValueError:
+            # Of an image's shape, or of placeholders in the text that no image stands for.
+            return SkippedRow("image_refused")
+        replaced = (encoded.pop(_REPLACED, None) or [[]])[0]
+        ids = np.asarray(encoded.pop("input_ids"), dtype=np.int64)[0]
+        offsets = np.asarray(encoded.pop(_OFFSETS), dtype=np.int64)[0]
+        encoded.pop("attention_mask", None)
+        expanded = _expanded(text, replaced)
+        if offsets[:, 1].max(initial=0) > len(expanded):
+            # The processor wrote more into the text than it says.
+            return SkippedRow("template_unaligned")
+        image = np.isin(ids, self._image_ids)
+        if image.any() and not pictures:
+            return SkippedRow("image_refused")
+        for entry in replaced:
+            start, end = entry["new_span"]
+            image |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        moved = [(_moved(start, replaced), _moved(end, replaced)) for start, end in spans]
+        response = self._response(expanded, ids, offsets, moved)
+        return Tokens(ids, response & ~image, image, self._inputs(encoded, ids))
+
+    def _inputs(self, encoded: dict[str, Any], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return the model's inputs; a row without images has token types as others have."""
+        blank = {name: np.zeros((1, len(ids)), dtype=np.int64) for name in self._token_types}
+        # PaliGemma's processor writes labels, for training.
+        own = {name: np.asarray(values) for name, values in encoded.items() if name != "labels"}
+        return blank | own
+
+    def _processed(self, text: str, pictures: Sequence[Any]) -> dict[str, Any]:
+        # As transformers does for its own `apply_chat_template(tokenize=True)`.
+        bos = self._processor.tokenizer.bos_token
+        return dict(
+            self._processor(
+                text=[text],
+                images=[list(pictures)] if pictures else None,
+                add_special_tokens=bos is None or not text.startswith(bos),
+                return_tensors="np",
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+            )
+        )
+
+
+def _blank_picture() -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", _PROBE_SIZE, (127, 127, 127))
+
+
+def _in_parts(message: Message) -> Message:
+    """Return a message with its content as parts: templates of vision models expect them."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": [{"type": "text", "text": content}]}
+    return message
+
+
+def _expanded(text: str, replaced: Sequence[dict[str, Any]]) -> str:
+    """Return the text that was tokenised."""
+
+    def pieces() -> Iterator[str]:
+        last = 0
+        for entry in replaced:
+            start, end = entry["span"]
+            yield text[last:start]
+            yield entry["replacement"]
+            last = end
+        yield text[last:]
+
+    return "".join(pieces())
+
+
+def _moved(place: int, replaced: Sequence[dict[str, Any]]) -> int:
+    """Return where a place of the rendered text lies in the text that was tokenised."""
+    before = [entry for entry in replaced if entry["span"][1] <= place]
+    return place + (before[-1]["new_span"][1] - before[-1]["span"][1] if before else 0)
