@@ -106,7 +106,7 @@ def result(name: str) -> dict:
 def test_figures_are_those_of_the_committed_results() -> None:
     passes, memory = result("forward_passes"), result("forward_passes_memory")["peak_megabytes"]
     task, again = result("datainf_task_all")["results"], result("revaluation")
-    many = result("many_shards")["revalue"]
+    many, step = result("many_shards")["revalue"], result("step_overhead")
     for figure in (
         f"{passes['features / plain']:.2f} ×",
         f"{passes['exact / plain']:.2f} ×",
@@ -115,6 +115,7 @@ def test_figures_are_those_of_the_committed_results() -> None:
         f"{again['results']['100000 rows, 1 group(s)']['seconds']:.0f} s",
         f"{again['results']['100000 rows, 8 group(s)']['seconds']:.0f} s",
         f"{many['all']['seconds']:.0f} s, {many['all']['peak_megabytes'] / 1000:.1f} GB; 0",
+        f"{step['step / function']:.2f} ×",
         *(
             f"{task[name]['auc']:.4f} / {task[name]['recall']:.3f}"
             for name in ("plain, exact", "preconditioned, damping 0.1, exact")
