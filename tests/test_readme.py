@@ -170,8 +170,14 @@ dg.Definitions.validate_loadable(defs)
     run(snippet + loads, tmp_path)
 
 
-@pytest.mark.model
-@pytest.mark.parametrize(("page", "count"), [("valuation", 7), ("gate", 4)])
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [
+        pytest.param("valuation", 7, marks=pytest.mark.model),
+        pytest.param("gate", 4, marks=pytest.mark.model),
+        ("vision", 1),
+    ],
+)
 def test_the_snippets_of_a_page_run_one_after_another(
     page: str, count: int, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ places of what was replaced; the processors' own masks of the assistant's tokens
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,13 +21,14 @@ from forvalue_dagster.data.chat import (
     SkippedRow,
     Tokens,
 )
-from forvalue_dagster.data.images import PictureError, decode_picture
+from forvalue_dagster.data.images import PictureError, decode_picture, image_digest
+from forvalue_dagster.data.prepared_images import CONTENT, PreparedImages, stand_in
 from forvalue_dagster.data.rows import Message, message_images
 
 # For processors without a chat template, as `chat.PLAIN_TEMPLATE`.
 _PLAIN_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ image_token }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<image token>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}"
     "{% endif %}{% endfor %}"
 )
@@ -41,6 +43,8 @@ class VisionEncoder(ConversationEncoder):
     Args:
         processor: of images and text.
         encoding: the options.
+        remembered_images: how many rows' prepared images are kept, to be used again where the
+            same images come again.
 
     Attributes:
         row_aligned: inputs with one entry for each row of a batch; of the others, each image
@@ -51,10 +55,10 @@ class VisionEncoder(ConversationEncoder):
             template and none is given.
     """
 
-    def __init__(self, processor: Any, encoding: Encoding) -> None:
+    def __init__(self, processor: Any, encoding: Encoding, remembered_images: int = 0) -> None:
         super().__init__(processor.tokenizer, encoding, processor.chat_template)
         if encoding.chat_template == "plain":
-            self._template = _PLAIN_TEMPLATE
+            self._template = _PLAIN_TEMPLATE.replace("<image token>", processor.image_token)
         self._processor = processor
         kinds = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
         self._image_ids = [token for kind in kinds for token in kind if token is not None]
@@ -65,6 +69,11 @@ class VisionEncoder(ConversationEncoder):
         self._token_types = [
             name for name in TOKEN_ALIGNED & probe.keys() if np.ndim(probe[name]) == 2
         ]
+        self._prepared: PreparedImages | None = None
+        if remembered_images:
+            self._prepared = PreparedImages(processor.image_processor, remembered_images)
+            self._processor = copy.copy(processor)
+            self._processor.image_processor = self._prepared
 
     def _pictures(
         self, conversation: Sequence[Message], images: Sequence[bytes | None]
@@ -72,14 +81,18 @@ class VisionEncoder(ConversationEncoder):
         named = sum(len(message_images(message)) for message in conversation)
         if named != len(images):
             raise ValueError(f"{len(images)} images came with a conversation that names {named}.")
+        given = [data for data in images if data is not None]
+        if len(given) < len(images):
+            return SkippedRow("image_missing")
+        names = [image_digest(data) for data in given]
+        if self._prepared is not None and names in self._prepared:
+            return [stand_in(name) for name in names]
         try:
-            pictures = []
-            for data in images:
-                if data is None:
-                    return SkippedRow("image_missing")
-                pictures.append(decode_picture(data))
+            pictures = [decode_picture(data) for data in given]
         except PictureError as error:
             return SkippedRow(error.reason)
+        for picture, name in zip(pictures, names, strict=True):
+            picture.info[CONTENT] = name
         return pictures
 
     def _render(
@@ -90,7 +103,6 @@ class VisionEncoder(ConversationEncoder):
             tools=tools,
             chat_template=self._template,
             add_generation_prompt=generation_prompt,
-            image_token=self._processor.image_token,
         )
         return rendered
 

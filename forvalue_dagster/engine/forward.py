@@ -69,7 +69,7 @@ def forward_pass(
         options: tokens, batch and window sizes.
         budget: of a pass that goes on; a new one starts with `options.batch_tokens`.
     """
-    encoder = loaded.encoder(options.tokens)
+    encoder = loaded.encoder(options.tokens, options.remembered_images)
     budget = budget or TokenBudget(options.batch_tokens)
     for group in encoded_groups(loaded, encoder, frame, options):
         for index, skipped in group.skipped:

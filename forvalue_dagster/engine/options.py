@@ -24,6 +24,8 @@ class ValuationOptions:
         batch_image_mb: megabytes (10⁶ bytes) of prepared images in a batch.
         image_workers: threads that decode and resize images while the model is busy; with none
             they are prepared when they are needed.
+        remembered_images: rows whose prepared images each thread keeps, to be used again where the
+            same images come again; for data that ask much about few images.
         window_rows: rows that are tokenised at a time, sorted by length among themselves, and
             stored as one part of a feature table.
         memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
@@ -39,6 +41,7 @@ class ValuationOptions:
     batch_tokens: int = 2048
     batch_image_mb: float = 128.0
     image_workers: int = 2
+    remembered_images: int = 0
     window_rows: int = 1024
     memory_limit_gb: float | None = None
     features: FeaturePrecision = field(default_factory=FeaturePrecision)
@@ -46,7 +49,12 @@ class ValuationOptions:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        for name, least in (("batch_tokens", 1), ("window_rows", 1), ("image_workers", 0)):
+        for name, least in (
+            ("batch_tokens", 1),
+            ("window_rows", 1),
+            ("image_workers", 0),
+            ("remembered_images", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
         if not self.batch_image_mb > 0:

@@ -74,16 +74,20 @@ class LoadedModel:
         """Hashes of weights, adapter and tokenizer, taken when first asked for."""
         return fingerprint_model(self.model, self.tokenizer, self.adapter, self.processor)
 
-    def encoder(self, tokens: Literal["response", "all"]) -> ConversationEncoder:
-        """Return what turns canonical rows into the model's input."""
+    def encoder(
+        self, tokens: Literal["response", "all"], remembered_images: int = 0
+    ) -> ConversationEncoder:
+        """Return what turns canonical rows into the model's input (`data.chat`, `data.vision`)."""
         encoding = Encoding(tokens, self.max_length, self.chat_template)
-        return make_encoder(self.processor or self.tokenizer, encoding)
+        return make_encoder(self.processor or self.tokenizer, encoding, remembered_images)
 
 
-def make_encoder(processor: Any, encoding: Encoding) -> ConversationEncoder:
+def make_encoder(
+    processor: Any, encoding: Encoding, remembered_images: int = 0
+) -> ConversationEncoder:
     """Return the encoder for a tokenizer, or for a processor of images and text."""
     if hasattr(processor, "image_processor"):
-        return VisionEncoder(processor, encoding)
+        return VisionEncoder(processor, encoding, remembered_images)
     return ConversationEncoder(processor, encoding)
 
 

@@ -92,6 +92,12 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
         ge=0,
         description="Threads that decode and resize images while the model is busy.",
     )
+    remembered_images: int = Field(
+        default=0,
+        ge=0,
+        description="Keep the prepared images of so many rows, to be used again where the same "
+        "images come again.",
+    )
     thumbnails: int = Field(
         default=0,
         ge=0,
@@ -179,6 +185,7 @@ class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
             batch_tokens=self.batch_tokens,
             batch_image_mb=self.batch_image_mb,
             image_workers=self.image_workers,
+            remembered_images=self.remembered_images,
             window_rows=self.window_rows,
             memory_limit_gb=self.memory_limit_gb,
             features=FeaturePrecision(self.top_errors, self.hidden),

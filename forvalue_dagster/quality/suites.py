@@ -40,6 +40,7 @@ def default_suite() -> ExpectationSuite:
         gxe.ExpectColumnValuesToBeBetween(column="prompt_characters", min_value=1, mostly=0.99),
         gxe.ExpectColumnValuesToMatchRegex(column="roles", regex=_ROLES, mostly=0.99),
         gxe.ExpectColumnValuesToBeBetween(column="broken_characters", max_value=0, mostly=0.99),
+        gxe.ExpectColumnValuesToBeBetween(column="missing_images", max_value=0, mostly=0.99),
         gxe.ExpectColumnValuesToBeBetween(column="letters_share", min_value=0.3, mostly=0.95),
         *(
             gxe.ExpectColumnValuesToBeInSet(column=name, value_set=[False], mostly=0.99)

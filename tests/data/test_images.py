@@ -59,7 +59,13 @@ FORMS: dict[str, dict[str, Any]] = {
             SAID,
         ]
     },
-    "chat and a column": {"messages": [user({"type": "image"}, ASKED), SAID], "images": [ONE]},
+    "chat and a column": {
+        "messages": [
+            user({"type": "image", "text": None}, ASKED),
+            {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+        ],
+        "images": [ONE],
+    },
     "LLaVA": {
         "conversations": [
             {"from": "human", "value": "<image>\nWhat?"},
@@ -96,7 +102,6 @@ def read(folder: Path, row: dict[str, Any], **options: Any) -> pl.DataFrame:
         (folder / "rows.jsonl").write_text(json.dumps(row))
         return read_rows(folder / "rows.jsonl", **options)
     except TypeError:
-        (folder / "rows.jsonl").unlink()
         pl.DataFrame([row]).write_parquet(folder / "rows.parquet")
         return read_rows(folder / "rows.parquet", **options)
 
@@ -258,9 +263,11 @@ def test_rotation_as_the_camera_says() -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk
+    def chunk(body: bytes) -> bytes:
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(b"IDAT" + zlib.compress(b"\0" * 99))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -277,6 +284,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image_unreadable"),
         (stored(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "image_unreadable"),
     ],
+    ids=["empty", "svg", "half", "cut", "flat", "large", "bomb", "eps", "floats"],
 )
 def test_bad_images_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError) as caught:

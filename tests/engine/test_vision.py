@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -13,13 +15,21 @@ from torch import Tensor
 
 import forvalue_dagster as fv
 from forvalue_dagster.data.batching import batches, pad
+from forvalue_dagster.data.images import decode_picture
 from forvalue_dagster.engine.forward import pass_batch
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
-from forvalue_dagster.models.loading import LoadedModel, prepare_model
+from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.models.loading import LoadedModel, load_model, prepare_model
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.prediction_error import ResponsePositions
-from tests.tiny_vision import VISION_FAMILIES, picture, tiny_vision_model
+from tests.tiny import tiny_loaded
+from tests.tiny_vision import (
+    VISION_FAMILIES,
+    picture,
+    save_tiny_vision_model,
+    tiny_vision_model,
+)
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "<image>\nWhat is it?", "response": "a cat", "image": picture(1)},
@@ -164,8 +174,128 @@ def test_batches_windows_and_workers_change_nothing(family: str) -> None:
         replace(options, batch_tokens=1),
         replace(options, batch_image_mb=0.01, image_workers=1),
         replace(options, window_rows=2, image_workers=3),
+        replace(options, remembered_images=4, image_workers=0),
     ):
         again = score_rows(model, frame(), profile, other)
         error = (again["value"] - expected["value"]).abs() / expected["gradient_norm"]
         assert error.max() < 1e-4
         assert again["status"].to_list() == ["scored"] * 6
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_rows_are_put_together_as_the_processor_does(family: str) -> None:
+    """Where a family's processor pads a batch itself, the model says the same of its batch."""
+    model = loaded(family)
+    own = [0, 3, 5]  # rows with one image each
+    rows = encoded(model)
+    batch = pad(rows, own, model.encoder("response").row_aligned)
+    conversations = [json.loads(frame()["messages"][index]) for index in own]
+    texts = [
+        model.processor.apply_chat_template(
+            [
+                message
+                if isinstance(message["content"], list)
+                else message | {"content": [{"type": "text", "text": message["content"]}]}
+                for message in conversation
+            ]
+        )
+        for conversation in conversations
+    ]
+    pictures = [[decode_picture(frame()["images"][index][0])] for index in own]
+    theirs = model.processor(
+        text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt"
+    )
+    ours = {name: torch.as_tensor(values) for name, values in batch.inputs.items()}
+    ours |= {"input_ids": torch.as_tensor(batch.input_ids)}
+    network: Any = model.model
+    mask = torch.as_tensor(batch.mask)
+    logits = []
+    for inputs in (ours, dict(theirs)):
+        inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+        inputs["attention_mask"] = torch.as_tensor(batch.attention_mask)
+        with torch.inference_mode():
+            logits.append(network(use_cache=False, **inputs).logits[mask])
+    torch.testing.assert_close(*logits, rtol=1e-6, atol=1e-6)
+
+
+def test_images_that_come_again_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("idefics3")
+    prepared = []
+    real = type(model.processor.image_processor).__call__
+
+    def counted(self: Any, images: Any, **options: Any) -> Any:
+        prepared.append(images)
+        return real(self, images, **options)
+
+    monkeypatch.setattr(type(model.processor.image_processor), "__call__", counted)
+    rows = [ROWS[0], ROWS[2], ROWS[0] | {"response": "a dog"}, ROWS[1], ROWS[0]]
+    table = fv.read_rows(rows)
+    counts = []
+    encodings = []
+    for remembered in (0, 1, 2):
+        encoder = model.encoder("response", remembered)
+        prepared.clear()
+        columns = table.select("messages", "images").iter_rows()
+        encodings.append([encoder.encode(m, None, images) for m, images in columns])
+        counts.append(len(prepared))
+    assert counts == [4, 3, 2]
+    for row, again in zip(encodings[0], encodings[2], strict=True):
+        assert row.inputs.keys() == again.inputs.keys()
+        for name in row.inputs:
+            np.testing.assert_array_equal(row.inputs[name], again.inputs[name])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "What?", "response": "a", "image": picture(1)[:50]}, "image_unreadable"),
+        ({"prompt": "What is <image>?", "response": "a"}, "image_refused"),
+        (
+            {
+                "prompt": "<image>Is it <image>?",
+                "response": "a <image>",
+                "images": [picture(1)] * 2,
+            },
+            "image_refused",
+        ),
+        ({"prompt": "What? " * 200, "response": "a", "image": picture(1)}, "response_truncated"),
+    ],
+    ids=["damaged", "no image", "one too many", "long"],
+)
+def test_rows_that_leave_with_a_reason(row: dict[str, Any], reason: str) -> None:
+    model = loaded("llava")
+    options = ValuationOptions(noise=None)
+    profile, _ = build_profile(model, frame(), options)
+    scores = score_rows(model, fv.read_rows([row, ROWS[0]]), profile, options)
+    assert scores["reason"].to_list() == [reason, None]
+
+
+def test_an_image_is_not_cut_off() -> None:
+    model = prepare_model(*tiny_vision_model("llava"), max_length=24)
+    long = fv.read_rows([{"prompt": "What is this? <image>", "response": "a", "image": picture(1)}])
+    encoder = model.encoder("response")
+    assert encoder.encode(long["messages"][0], None, long["images"][0]).reason == "image_truncated"
+
+
+def test_a_model_without_eyes_says_so() -> None:
+    model = tiny_loaded("llama")
+    options = ValuationOptions(noise=None)
+    text = fv.read_rows([ROWS[1], ROWS[4]])
+    profile, _ = build_profile(model, text, options)
+    scores = score_rows(model, frame(), profile, options)
+    expected = [None if row in (1, 4) else "image_without_vision" for row in range(6)]
+    assert scores["reason"].to_list() == expected
+
+
+def test_a_warm_up_trains_on_images(tmp_path: Path) -> None:
+    directory = save_tiny_vision_model(tmp_path / "model", "llava")
+    config = ModelConfig(str(directory), local_files_only=True)
+    quick = fv.WarmUp(rank=2, epochs=1, batch_rows=3)
+    adapter, used = fv.train_adapter(config, frame(), "response", quick, tmp_path / "warm-up")
+    assert used == list(range(6))
+    adapted = load_model(replace(config, adapter=str(adapter)))
+    assert adapted.processor is not None
+    assert adapted.fingerprint.adapter is not None
+    options = ValuationOptions(noise=None)
+    profile, _ = build_profile(adapted, frame(), options)
+    assert score_rows(adapted, frame(), profile, options)["status"].to_list() == ["scored"] * 6

@@ -112,7 +112,6 @@ def test_the_graph_over_images(tmp_path: Path, thumbnails: int) -> None:
     """Every row comes out, the bad ones with their reasons; pictures only if asked for."""
     broken = [
         {"prompt": "<image>What?", "response": "a cat", "image": "images/cut.png"},
-        {"prompt": "<image>What <image>?", "response": "a cat", "image": "images/one.png"},
     ]
     train = tmp_path / "data" / "train"
     for folder in (train / "images", tmp_path / "data" / "images"):
@@ -120,11 +119,12 @@ def test_the_graph_over_images(tmp_path: Path, thumbnails: int) -> None:
         (folder / "one.png").write_bytes(ONE)
         (folder / "two.png").write_bytes(TWO)
         (folder / "cut.png").write_bytes(ONE[:60])
-    (train / "shard.jsonl").write_text(lines(ROWS + broken))
+    plenty = [{"prompt": f"Say {n}?", "response": f"It is {n}."} for n in range(40)]
+    (train / "shard.jsonl").write_text(lines(ROWS + broken + plenty))
     trusted = [row | {"prompt": f"{row['prompt']} {n}"} for n in range(3) for row in ROWS[:3]]
     (tmp_path / "data" / "validation.jsonl").write_text(lines(trusted))
     definitions = fv.valuation_definitions(
-        training_rows=fv.RowSource(path=str(train), on_bad_row="skip"),
+        training_rows=fv.RowSource(path=str(train)),
         validation_rows=fv.RowSource(path=str(tmp_path / "data" / "validation.jsonl")),
         storage=fv.Storage(base_dir=str(tmp_path / "storage")),
         valuation=fv.Valuation(
@@ -149,8 +149,8 @@ def test_the_graph_over_images(tmp_path: Path, thumbnails: int) -> None:
         metadata = made.asset_materialization.metadata
         events = [entry.to_json() for run_id in runs for entry in instance.all_logs(run_id)]
     scores = pl.read_parquet(tmp_path / "storage" / "value_scores" / "shard.parquet")
-    assert scores["status"].to_list() == ["scored"] * 3 + ["skipped"] * 3
-    assert scores["reason"].to_list()[3:] == ["image_missing", "image_unreadable", "unreadable"]
+    assert scores["status"].to_list() == ["scored"] * 3 + ["skipped"] * 2 + ["scored"] * 40
+    assert scores["reason"].to_list()[3:5] == ["image_missing", "image_unreadable"]
     pictures = [name for name in metadata if name.endswith("_images")]
     assert pictures == (["most_valuable_images", "least_valuable_images"] if thumbnails else [])
     shown = decode_picture(ONE)
