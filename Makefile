@@ -69,6 +69,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.noise_gate
 	$(BIN)/python -m benchmarks.noise_unconditional
 	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.vision_passes
+	$(BIN)/python -m benchmarks.vision_tasks
 	$(BIN)/python -m benchmarks.many_shards
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m pip install --quiet -c constraints.txt deltalake pylance

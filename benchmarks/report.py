@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, medians
 from benchmarks.rendering import result, table
 from benchmarks.report_operations import feature_store, many_shards, step_overhead
+from benchmarks.report_vision import vision_passes, vision_tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -377,6 +378,8 @@ def main() -> None:
         "precision": precision,
         "noise_gate": noise_gate,
         "selection": selection,
+        "vision_passes": vision_passes,
+        "vision_tasks": vision_tasks,
         "many_shards": many_shards,
         "step_overhead": step_overhead,
         "feature_store": feature_store,

@@ -36,6 +36,7 @@ from assets.digit_reader.digits import (
     row,
 )
 from assets.digit_reader.model import digit_reader_directory
+from assets.digit_reader.train import accuracy
 from benchmarks import peers
 from benchmarks.datainf_task import identification
 from benchmarks.forward_passes import padded
@@ -75,7 +76,9 @@ def main() -> None:
         for side in (training[: TRAINING // len(STYLES)], trusted[: VALIDATION // len(STYLES)])
     ]
     results["style"] = identified(loaded, *sides)
-    save("vision_tasks", {"rows": [TRAINING, VALIDATION], "seeds": arguments.seeds} | results)
+    reads = accuracy(loaded.model, loaded.processor, 200)
+    about = {"rows": [TRAINING, VALIDATION], "seeds": arguments.seeds}
+    save("vision_tasks", about | {"accuracy of the model": reads} | results)
 
 
 def mislabelled(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import forvalue_dagster as fv
 from forvalue_dagster.data.batching import batches, pad
+from forvalue_dagster.data.chat import SkippedRow
 from forvalue_dagster.data.images import decode_picture
 from forvalue_dagster.engine.forward import pass_batch
 from forvalue_dagster.engine.options import ValuationOptions
@@ -54,6 +55,16 @@ def encoded(model: LoadedModel, tokens: str = "response") -> list[Any]:
     return [encoder.encode(m, None, i) for m, i in frame().select("messages", "images").iter_rows()]
 
 
+def in_parts(messages: str) -> list[dict[str, Any]]:
+    """A conversation with every content as parts, as processors' templates expect it."""
+    return [
+        message
+        if isinstance(message["content"], list)
+        else message | {"content": [{"type": "text", "text": message["content"]}]}
+        for message in json.loads(messages)
+    ]
+
+
 def slow_mask(processor: Any, conversation: list[dict[str, Any]], images: list[Any]) -> set[int]:
     """The response's tokens, turn by turn: what each turn adds to the tokens before it."""
 
@@ -91,12 +102,7 @@ def test_response_masks_are_those_of_tokenising_turn_by_turn(family: str) -> Non
     pictures = [picture(1), picture(2, 80, 30), picture(3, 28, 28)]
     rows = fv.read_rows([{"messages": turns, "images": pictures}])
     row = model.encoder("response").encode(rows["messages"][0], None, pictures)
-    parts = [
-        message
-        if isinstance(message["content"], list)
-        else message | {"content": [{"type": "text", "text": message["content"]}]}
-        for message in json.loads(rows["messages"][0])
-    ]
+    parts = in_parts(rows["messages"][0])
     shown = [Image.open(io.BytesIO(data)) for data in pictures]
     expected = slow_mask(model.processor, parts, shown)
     assert {int(place) + 1 for place in row.mask.nonzero()[0]} == expected
@@ -189,18 +195,8 @@ def test_rows_are_put_together_as_the_processor_does(family: str) -> None:
     own = [0, 3, 5]  # rows with one image each
     rows = encoded(model)
     batch = pad(rows, own, model.encoder("response").row_aligned)
-    conversations = [json.loads(frame()["messages"][index]) for index in own]
-    texts = [
-        model.processor.apply_chat_template(
-            [
-                message
-                if isinstance(message["content"], list)
-                else message | {"content": [{"type": "text", "text": message["content"]}]}
-                for message in conversation
-            ]
-        )
-        for conversation in conversations
-    ]
+    conversations = [in_parts(frame()["messages"][index]) for index in own]
+    texts = [model.processor.apply_chat_template(one) for one in conversations]
     pictures = [[decode_picture(frame()["images"][index][0])] for index in own]
     theirs = model.processor(
         text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt"
@@ -273,8 +269,9 @@ def test_rows_that_leave_with_a_reason(row: dict[str, Any], reason: str) -> None
 def test_an_image_is_not_cut_off() -> None:
     model = prepare_model(*tiny_vision_model("llava"), max_length=24)
     long = fv.read_rows([{"prompt": "What is this? <image>", "response": "a", "image": picture(1)}])
-    encoder = model.encoder("response")
-    assert encoder.encode(long["messages"][0], None, long["images"][0]).reason == "image_truncated"
+    row = model.encoder("response").encode(long["messages"][0], None, long["images"][0].to_list())
+    assert isinstance(row, SkippedRow)
+    assert row.reason == "image_truncated"
 
 
 def test_a_model_without_eyes_says_so() -> None:
