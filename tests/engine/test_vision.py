@@ -267,7 +267,7 @@ def test_rows_that_leave_with_a_reason(row: dict[str, Any], reason: str) -> None
 
 
 def test_an_image_is_not_cut_off() -> None:
-    model = prepare_model(*tiny_vision_model("llava"), max_length=24)
+    model = prepare_model(*tiny_vision_model("llava"), max_length=22)
     long = fv.read_rows([{"prompt": "What is this? <image>", "response": "a", "image": picture(1)}])
     row = model.encoder("response").encode(long["messages"][0], None, long["images"][0].to_list())
     assert isinstance(row, SkippedRow)
