@@ -30,7 +30,7 @@ def build_attribution_assets(
     decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
         dg.asset,
         group_name=naming.group,
-        io_manager_key="parquet_io_manager",
+        io_manager_key=naming.resource("parquet_io_manager"),
         kinds={"polars", "parquet"},
         code_version=code_version(asdict(attribution)),
         metadata={"descriptions": ATTRIBUTION_COLUMNS},
@@ -52,6 +52,7 @@ def build_attribution_assets(
         backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
+    @naming.own
     def training_attribution(
         context: dg.AssetExecutionContext,
         sample_features: dict[str, pl.LazyFrame],
@@ -84,6 +85,7 @@ def build_attribution_assets(
         pool=plan.compute.pool_of("validation_attribution") if attribution.exact else None,
         op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,
     )
+    @naming.own
     def validation_attribution(
         sample_features: dict[str, pl.LazyFrame],
         raw_finetuning_data: dict[str, pl.LazyFrame],

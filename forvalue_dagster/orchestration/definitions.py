@@ -150,15 +150,18 @@ def valuation_definitions(
         sensors=sensors,
         schedules=[build_discovery_schedule(naming, retention, schedule)] if schedule else [],
         resources={
-            "training_rows": training_rows,
-            "validation_rows": validation_rows,
-            "valuation": valuation,
-            "selection": selection,
-            "gate": gate,
-            "warnings": warnings or WarningPolicy(),
-            "storage": storage,
-            "parquet_io_manager": ParquetIOManager(storage=storage),
-            "tensor_io_manager": TensorIOManager(storage=storage),
+            naming.resource(name): resource
+            for name, resource in {
+                "training_rows": training_rows,
+                "validation_rows": validation_rows,
+                "valuation": valuation,
+                "selection": selection,
+                "gate": gate,
+                "warnings": warnings or WarningPolicy(),
+                "storage": storage,
+                "parquet_io_manager": ParquetIOManager(storage=storage),
+                "tensor_io_manager": TensorIOManager(storage=storage),
+            }.items()
         },
     )
 

@@ -35,6 +35,7 @@ def build_estimate_job(naming: Naming, plan: Plan) -> dg.JobDefinition:
     """Build the job `forvalue_estimate`: the model is loaded for its fingerprint, no row passes."""
 
     @dg.op(name=naming.name("count_rows"))
+    @naming.own
     def count_rows(
         context: dg.OpExecutionContext,
         config: Estimate,

@@ -33,6 +33,7 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
         pool=plan.compute.pool_of(FIDELITY),
         op_tags=plan.compute.tags(FIDELITY),
     )
+    @naming.own
     def feature_fidelity(
         value_scores: pl.DataFrame,
         raw_finetuning_data: pl.LazyFrame,

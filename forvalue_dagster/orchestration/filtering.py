@@ -71,7 +71,7 @@ def build_filtered_dataset(
     refining = plan.refine is not None
     table: dict[str, Any] = {
         "dagster_type": pl.LazyFrame,
-        "io_manager_key": "parquet_io_manager",
+        "io_manager_key": naming.resource("parquet_io_manager"),
         "code_version": code_version(
             resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
         ),
@@ -127,6 +127,7 @@ def build_filtered_dataset(
             ),
         ],
     )
+    @naming.own
     def filtered_dataset(
         context: dg.AssetExecutionContext,
         value_scores: dict[str, pl.LazyFrame],

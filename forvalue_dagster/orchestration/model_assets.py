@@ -58,7 +58,7 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         deps=model_dependency(naming, plan),
         group_name=naming.group,
         kinds={"torch", "safetensors"},
-        io_manager_key="tensor_io_manager",
+        io_manager_key=naming.resource("tensor_io_manager"),
         code_version=code_version(settings(valuation, PROFILE_SETTINGS)),
         description="The validation rows in closed form: mean gradient of each group, second "
         "moment of the hidden states, forward statistics, token features.",
@@ -67,6 +67,7 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         op_tags=plan.compute.tags("validation_profile"),
         retry_policy=plan.compute.retry_policy,
     )
+    @naming.own
     def validation_profile(
         context: dg.AssetExecutionContext,
         validation_data: pl.DataFrame,
@@ -139,7 +140,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         group_name=naming.group,
         kinds={"torch", "parquet"},
         partitions_def=naming.shards,
-        io_manager_key="parquet_io_manager",
+        io_manager_key=naming.resource("parquet_io_manager"),
         code_version=code_version(settings(valuation, FEATURE_SETTINGS)),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="What one forward pass says of each row, whatever the validation set: "
@@ -158,6 +159,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
+    @naming.own
     def sample_features(
         context: dg.AssetExecutionContext,
         raw_finetuning_data: dict[str, pl.LazyFrame],
@@ -202,6 +204,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
             )
         ],
     )
+    @naming.own
     def features_of_worker(
         context: dg.AssetExecutionContext, valuation: Valuation, storage: Storage
     ) -> Iterator[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_type_hints
 
 import dagster as dg
 
@@ -86,3 +88,45 @@ class Naming:
     def name(self, name: str) -> str:
         """Return the name of a job, a sensor or a set of partitions."""
         return "_".join([*self.prefix, "forvalue", name])
+
+    def resource(self, name: str) -> str:
+        """Return the key of a resource: instances in one project have resources of their own."""
+        return "_".join([*self.prefix, name])
+
+    def own(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Give a function of an asset, check, op or sensor this instance's resources.
+
+        Dagster finds a resource by the name of the parameter that is annotated with it; to Dagster
+        these parameters are called by `resource`, to the function as they are written.
+        """
+        hints = get_type_hints(function)
+        renamed = {
+            name: self.resource(name)
+            for name, hint in hints.items()
+            if isinstance(hint, type) and issubclass(hint, dg.ConfigurableResource)
+        }
+        written = {known: name for name, known in renamed.items()}
+
+        def as_written(kwargs: dict[str, Any]) -> dict[str, Any]:
+            return {written.get(name, name): value for name, value in kwargs.items()}
+
+        @wraps(function)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **as_written(kwargs))
+
+        @wraps(function)
+        def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            yield from function(*args, **as_written(kwargs))
+
+        # Dagster asks of what kind a function is before it calls it.
+        called: Any = generator if inspect.isgeneratorfunction(function) else plain
+        signature = inspect.signature(function)
+        called.__signature__ = signature.replace(
+            parameters=[
+                parameter.replace(name=renamed.get(name, name), annotation=hints.get(name, Any))
+                for name, parameter in signature.parameters.items()
+            ]
+        )
+        called.__annotations__ = {renamed.get(name, name): hint for name, hint in hints.items()}
+        own: Callable[..., Any] = called
+        return own

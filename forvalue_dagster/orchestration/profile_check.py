@@ -28,6 +28,7 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         description="The validation rows are many and varied enough, every group is represented, "
         "the noise probe tells damage from clean rows, and few of the rows look damaged.",
     )
+    @naming.own
     def profile_fitness(
         validation_profile: TensorFile, gate: GatePolicy, warnings: WarningPolicy
     ) -> dg.AssetCheckResult:

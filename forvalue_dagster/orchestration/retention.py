@@ -63,6 +63,7 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
     """Build the job `forvalue_retention`, which reports orphans and, asked to, removes them."""
 
     @dg.op(name=naming.name(_OP))
+    @naming.own
     def sweep(context: dg.OpExecutionContext, config: Retention, storage: Storage) -> None:
         found = list(find_orphans(context.instance, naming, storage, config))
         for orphan in found:

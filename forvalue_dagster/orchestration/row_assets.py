@@ -68,10 +68,10 @@ def build_row_assets(
         group_name=naming.group,
         kinds={"polars", "parquet"},
         partitions_def=naming.shards,
-        io_manager_key="parquet_io_manager",
+        io_manager_key=naming.resource("parquet_io_manager"),
         dagster_type=pl.DataFrame,
         code_version=code_version(
-            resolved(training_rows, without=("path", "s3")), written_suites(suites)
+            resolved(training_rows, without=("path", "s3", "image_root")), written_suites(suites)
         ),
         metadata={"descriptions": DESCRIPTIONS},
         description="Finetuning rows as conversations, with the source's own columns.",
@@ -83,6 +83,7 @@ def build_row_assets(
         backfill_policy=plan.automation.many_shards,
         output_required=False,
     )
+    @naming.own
     def rows_of_files(
         context: dg.AssetExecutionContext, training_rows: RowSource, storage: Storage
     ) -> Iterator[dg.Output[Any]]:
@@ -103,6 +104,7 @@ def build_row_assets(
         ins={"rows": dg.AssetIn(key=upstream or naming.key("rows"))},
         automation_condition=behind_checks(ignoring=naming.files),
     )
+    @naming.own
     def rows_of_asset(
         context: dg.AssetExecutionContext, rows: Any, training_rows: UpstreamRows, storage: Storage
     ) -> Iterator[dg.Output[Any]]:
@@ -116,14 +118,15 @@ def build_row_assets(
         deps=[naming.key(VALIDATION_FILES)],
         group_name=naming.group,
         kinds={"polars", "parquet"},
-        io_manager_key="parquet_io_manager",
+        io_manager_key=naming.resource("parquet_io_manager"),
         code_version=code_version(
-            resolved(validation_rows, without=("path", "s3")), written_suites(suites)
+            resolved(validation_rows, without=("path", "s3", "image_root")), written_suites(suites)
         ),
         metadata={"descriptions": DESCRIPTIONS},
         description="The trusted rows that training rows are valued against.",
         automation_condition=on_new_content(),
     )
+    @naming.own
     def validation_data(
         context: dg.AssetExecutionContext, validation_rows: RowSource
     ) -> dg.Output[pl.DataFrame]:

@@ -62,6 +62,7 @@ def _expectations(
         ],
         ins={"rows": dg.AssetIn(key=key)},
     )
+    @naming.own
     def expectations(
         context: dg.AssetCheckExecutionContext, rows: pl.DataFrame, storage: Storage
     ) -> Iterator[dg.AssetCheckResult]:

@@ -50,7 +50,7 @@ def build_score_asset(
         key=naming.key("value_scores"),
         group_name=naming.group,
         partitions_def=naming.shards,
-        io_manager_key="parquet_io_manager",
+        io_manager_key=naming.resource("parquet_io_manager"),
         dagster_type=pl.DataFrame,
         # With the gate's rules, by which the checks of the scores judge.
         code_version=code_version(
@@ -101,6 +101,7 @@ def build_score_asset(
         kinds={"polars", "parquet"},
         automation_condition=behind_checks(ignoring=naming.files),
     )
+    @naming.own
     def scores_from_features(
         context: dg.AssetExecutionContext,
         sample_features: dict[str, pl.LazyFrame],
@@ -137,6 +138,7 @@ def build_score_asset(
         retry_policy=plan.compute.retry_policy,
         automation_condition=behind_checks(ignoring=naming.files),
     )
+    @naming.own
     def exact_scores(
         context: dg.AssetExecutionContext,
         raw_finetuning_data: dict[str, pl.LazyFrame],

@@ -86,6 +86,7 @@ def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
             "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
         },
     )
+    @naming.own
     def score_checks(
         context: dg.AssetCheckExecutionContext,
         value_scores: pl.DataFrame,

@@ -110,6 +110,7 @@ def build_shard_sensor(
         default_status=automation.status,
         description="Registers new shards, reports changed ones, removes what is gone.",
     )
+    @naming.own
     def new_shards(
         context: dg.SensorEvaluationContext, training_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
@@ -157,6 +158,7 @@ def build_discovery_schedule(
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Registers new shards, reports changed ones and changed validation rows.",
     )
+    @naming.own
     def discovery(
         context: dg.ScheduleEvaluationContext, training_rows: RowForm, validation_rows: RowSource
     ) -> dg.RunRequest | dg.SkipReason:
@@ -199,6 +201,7 @@ def build_validation_sensor(naming: Naming, automation: Automation) -> dg.Sensor
         default_status=automation.status,
         description="Reports changes of the validation rows.",
     )
+    @naming.own
     def validation_changes(
         context: dg.SensorEvaluationContext, validation_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:

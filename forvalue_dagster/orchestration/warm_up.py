@@ -82,6 +82,7 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         op_tags=plan.compute.tags("valuation_model"),
         retry_policy=plan.compute.retry_policy,
     )
+    @naming.own
     def valuation_model(
         context: dg.AssetExecutionContext,
         training_rows: RowSource,
