@@ -24,7 +24,7 @@ from transformers import (
 import forvalue_dagster as fv
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
-WEIGHTS_SHA256 = ""
+WEIGHTS_SHA256 = "e5e85e7b29dc0f0d7052f2eeca7ef2fb089798e775c2cf9a87cb989dfe0d964c"
 # Parameters under these names are trained; the others are the language model's.
 TRAINED = ("model.vision_tower.", "model.multi_modal_projector.")
 SIDE, PATCH = 16, 8
