@@ -6,8 +6,9 @@ The model is the digit reader (`assets/digit_reader`); every image is one that i
 on. Tasks, as in For-Value (arXiv 2508.10180) on its own data and models:
 
 - mislabelled: a share of the training rows has the label of another class, the validation rows
-  are clean. AUC of clean over flipped rows, and recall of clean ones among as many top rows;
-  "per class" among the rows that carry a label, by their value for validation rows of that class.
+  are clean. AUC of clean over flipped rows, and recall of clean ones among as many top rows: over
+  all rows, and the mean over classes of rows whose image (or whose label) is of the class, by
+  their value for the validation rows of that class.
 - subject: for each validation row, the training rows of its digit should rank first.
 - style: the same digits drawn in five ways; training rows of the validation row's style first.
 
@@ -105,14 +106,16 @@ def mislabelled(
     }
     result = {name: _detected(values, ~flipped) for name, values in found.items()}
     pairs = all_pairs(loaded, train, trusted_rows)
-    given, known = np.array(labels), np.array([NAMES[digit.label] for digit in trusted])
+    known = np.array([NAMES[digit.label] for digit in trusted])
+    seen = np.array([NAMES[digit.label] for digit in training])
     for name, values in pairs.items():
-        result[f"{name}, mean pair"] = _detected(values.mean(1), ~flipped)
-        classes = [
-            _detected(values[given == label][:, known == label].mean(1), ~flipped[given == label])
-            for label in NAMES
-        ]
-        result[f"{name}, per class"] = _mean(classes)
+        result[f"{name}, all rows"] = _detected(values.mean(1), ~flipped)
+        for kind, classes in (("image", seen), ("label", np.array(labels))):
+            of_class = [
+                _detected(values[classes == one][:, known == one].mean(1), ~flipped[classes == one])
+                for one in NAMES
+            ]
+            result[f"{name}, per class of the {kind}"] = _mean(of_class)
     print(share, seed, result, flush=True)
     return result
 
