@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from forvalue_dagster.models.warm_up import train_adapter as train_adapter
     from forvalue_dagster.models.warm_up_config import WarmUp as WarmUp
+    from forvalue_dagster.orchestration.component import ForValueComponent as ForValueComponent
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
@@ -49,6 +50,7 @@ _HOMES = {
     "Automation": "orchestration.plan",
     "Columns": "data.rows",
     "Compute": "orchestration.plan",
+    "ForValueComponent": "orchestration.component",
     "GatePolicy": "orchestration.policies",
     "GateReport": "quality.gate",
     "ModelConfig": "models.config",

@@ -1,8 +1,11 @@
-"""The same job as the graph's, as plain functions for a notebook or a test."""
+"""The same job as the graph's, as plain functions for a notebook or a test.
+
+What loads torch is imported when a function is called: Dagster's tools look at every public name.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 
 import numpy as np
 import polars as pl
@@ -10,18 +13,16 @@ from numpy.typing import NDArray
 
 from forvalue_dagster.data.read import Rows, read_rows
 from forvalue_dagster.data.rows import Columns
-from forvalue_dagster.engine.attribution import pairwise
-from forvalue_dagster.engine.feature_scoring import score_features
-from forvalue_dagster.engine.features import feature_parts
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
-from forvalue_dagster.models.loading import LoadedModel, load_model
 from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
-from forvalue_dagster.valuation.profile import ValidationProfile
 
-Model = str | ModelConfig | LoadedModel
+if TYPE_CHECKING:
+    from forvalue_dagster.models.loading import LoadedModel
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+Model: TypeAlias = Union[str, ModelConfig, "LoadedModel"]
 DEFAULT_NOISE = NoiseOptions()
 
 
@@ -64,6 +65,8 @@ def value_dataset(
         ModelLoadError: if the model is not to be had.
         UnknownUnembeddingError: if the model's logits are not understood.
     """
+    from forvalue_dagster.engine.scoring import build_profile, score_rows
+
     options = ValuationOptions(
         tokens, preconditioner, damping, centre, batch_tokens=batch_tokens, noise=noise
     )
@@ -91,6 +94,8 @@ def pairwise_values(
     Returns:
         [N, M] float64; a row that cannot be scored is NaN, with the reason in the log.
     """
+    from forvalue_dagster.engine.attribution import pairwise
+
     options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
     pairs = pairwise(
         _loaded(model),
@@ -124,6 +129,8 @@ def sample_features(
         One row for each input row, in order: forward statistics, token features, status and
         reason (`engine.feature_table`).
     """
+    from forvalue_dagster.engine.features import feature_parts
+
     options = ValuationOptions(
         tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
     )
@@ -145,6 +152,8 @@ def validation_profile(
 
     Takes the arguments of `sample_features`, and how a noise probe is fitted (None fits none).
     """
+    from forvalue_dagster.engine.scoring import build_profile
+
     options = ValuationOptions(
         tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision(), noise=noise
     )
@@ -174,11 +183,15 @@ def value_features(
     Raises:
         FingerprintMismatchError: if features and profile were not made alike.
     """
+    from forvalue_dagster.engine.feature_scoring import score_features
+
     options = ValuationOptions(preconditioner=preconditioner, damping=damping, centre=centre)
     return score_features(features.lazy(), profile, options)
 
 
 def _loaded(model: Model) -> LoadedModel:
+    from forvalue_dagster.models.loading import LoadedModel, load_model
+
     if isinstance(model, LoadedModel):
         return model
     return load_model(ModelConfig(name=model) if isinstance(model, str) else model)

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+class WarmUpError(RuntimeError):
+    """The adapter cannot be trained; the message says why."""
+
+
 @dataclass(frozen=True)
 class WarmUp:
     """A LoRA adapter, trained before anything is valued.

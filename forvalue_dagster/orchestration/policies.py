@@ -9,9 +9,10 @@ from pydantic import Field
 
 from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.quality.verdicts import GateRules
+from forvalue_dagster.storage.in_yaml import InYaml
 
 
-class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], extra="forbid"):
+class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], InYaml, extra="forbid"):
     """Which rows of the shards that passed go into the filtered dataset."""
 
     by: Literal["value", "value_per_token", "alignment"] = Field(
@@ -46,7 +47,7 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], extra="forbid"
         return Selection(**{name: getattr(self, name) for name in Selection.__dataclass_fields__})
 
 
-class GatePolicy(dg.ConfigurableResource["GatePolicy"], extra="forbid"):
+class GatePolicy(dg.ConfigurableResource["GatePolicy"], InYaml, extra="forbid"):
     """What stops a shard, and what a stopped shard stops."""
 
     max_noise_fraction: float = Field(
@@ -92,7 +93,7 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"], extra="forbid"):
         return GateRules(**{name: getattr(self, name) for name in GateRules.__dataclass_fields__})
 
 
-class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], extra="forbid"):
+class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], InYaml, extra="forbid"):
     """Thresholds of the checks that warn and never block."""
 
     near_leak_similarity: float = Field(

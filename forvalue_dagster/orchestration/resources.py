@@ -14,6 +14,7 @@ from pydantic import Field
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.orchestration.naming import resolved
+from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 
@@ -34,7 +35,7 @@ PROFILE_SETTINGS = (
 )
 
 
-class Valuation(dg.ConfigurableResource["Valuation"], extra="forbid"):
+class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
     """The model that values rows, and how."""
 
     name: str = Field(

@@ -22,6 +22,7 @@ from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.data.rows import Columns
+from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.source_files import (
     LocalFiles,
     S3Files,
@@ -47,7 +48,7 @@ class ShardFile:
     state: str
 
 
-class RowForm(dg.ConfigurableResource["RowForm"], extra="forbid"):
+class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
     """Where rows keep their conversation, and what becomes of bad ones."""
 
     messages_column: str | None = Field(

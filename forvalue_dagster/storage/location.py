@@ -9,8 +9,10 @@ from dagster_aws.s3 import S3Resource
 from pydantic import Field
 from upath import UPath
 
+from forvalue_dagster.storage.in_yaml import InYaml
 
-class Storage(dg.ConfigurableResource["Storage"], extra="forbid"):
+
+class Storage(dg.ConfigurableResource["Storage"], InYaml, extra="forbid"):
     """Where the graph's files lie.
 
     Under s3:// credentials are found in the ordinary way (environment, profile, role of the

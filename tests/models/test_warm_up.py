@@ -20,10 +20,11 @@ from transformers import Trainer
 import forvalue_dagster as fv
 from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.models import loading
-from forvalue_dagster.models import warm_up as warm_up_module
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
-from forvalue_dagster.models.warm_up import WarmUpError, _collate, train_adapter
+from forvalue_dagster.models.training_loop import _collate
+from forvalue_dagster.models.warm_up import train_adapter
+from forvalue_dagster.models.warm_up_config import WarmUpError
 from tests.engine.test_functions import make_rows
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -123,14 +124,14 @@ def test_no_hub_is_asked_and_nothing_printed(base, tmp_path: Path, monkeypatch, 
         raise AssertionError("peft asked the hub")
 
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", asked)
-    load_base = warm_up_module.load_base
+    load_base = loading.load_base
 
     def from_the_hub(_: ModelConfig) -> tuple:
         model, tokenizer = load_base(base)
         model.name_or_path = "someone/model"
         return model, tokenizer
 
-    monkeypatch.setattr(warm_up_module, "load_base", from_the_hub)
+    monkeypatch.setattr(loading, "load_base", from_the_hub)
     hub = ModelConfig("someone/model", local_files_only=True)
     train_adapter(hub, ROWS[:4], "response", QUICK, tmp_path)
     assert capfd.readouterr().out == ""

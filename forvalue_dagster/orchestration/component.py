@@ -1,0 +1,156 @@
+"""The graph as a component: `valuation_definitions`, its options in a YAML file."""
+
+# No `from __future__ import annotations` here: Dagster inspects the annotations of components.
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import dagster as dg
+from pydantic import BaseModel, Field, create_model
+
+from forvalue_dagster.engine.options import Attribution, Refine
+from forvalue_dagster.models.warm_up_config import WarmUp
+from forvalue_dagster.orchestration.definitions import valuation_definitions
+from forvalue_dagster.orchestration.plan import Automation, Compute
+from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
+from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.scaffolding import ForValueScaffolder
+from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
+from forvalue_dagster.storage.location import Storage
+
+_Options = TypeVar("_Options")
+
+
+def _described(options: type) -> dict[str, str]:
+    """Return what the docstring of a dataclass says of each attribute."""
+    text = (options.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", said) for name, said in entries}
+
+
+def _yaml_of(options: type[_Options]) -> dg.Resolver:
+    """Read a frozen dataclass from YAML; what is not plain there comes by a template."""
+    hints, said = get_type_hints(options), _described(options)
+    known: dict[str, Any] = {
+        field.name: (
+            # Objects of Dagster and functions: only as a template that stands for one.
+            (str if field.name in ("retry_policy", "worker") else hints[field.name] | str) | None,
+            Field(
+                default=None if callable(field.default_factory) else field.default,
+                description=said.get(field.name),
+            ),
+        )
+        for field in fields(options)  # type: ignore[arg-type]
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    model: type[BaseModel] = create_model(f"{options.__name__}Model", __base__=dg.Model, **known)
+
+    def resolve(context: dg.ResolutionContext, given: BaseModel | None) -> _Options | None:
+        if given is None:
+            return None
+        return options(**context.resolve_value(given.model_dump(exclude_unset=True)))
+
+    return dg.Resolver(resolve, model_field_type=model | None)
+
+
+def _partitions(context: dg.ResolutionContext, given: Any) -> Any:
+    resolved = context.resolve_value(given)
+    return dg.StaticPartitionsDefinition(resolved) if isinstance(resolved, list) else resolved
+
+
+@dg.scaffold_with(ForValueScaffolder)
+class ForValueComponent(dg.Component, dg.Resolvable, dg.Model):
+    """Values finetuning rows by For-Value, filters them, and blocks noisy shards.
+
+    The options are those of `forvalue_dagster.valuation_definitions`. Relative paths begin at the
+    project's root.
+    """
+
+    training_rows: Annotated[
+        RowSource | UpstreamRows,
+        Field(description="Rows to value: files, a shard each (path), or an asset (asset)."),
+    ]
+    validation_rows: Annotated[RowSource, Field(description="Trusted rows.")]
+    storage: Annotated[Storage, Field(description="Where tables and tensors are written.")]
+    valuation: Annotated[
+        Valuation | None, Field(description="The model, and how rows are valued.")
+    ] = None
+    selection: Annotated[SelectionPolicy | None, Field(description="Which rows are kept.")] = None
+    gate: Annotated[GatePolicy | None, Field(description="What blocks a shard.")] = None
+    warnings: Annotated[
+        WarningPolicy | None, Field(description="Thresholds of the checks that warn.")
+    ] = None
+    suites: Annotated[
+        list[str],
+        Field(description="JSON files of Great Expectations suites for raw and validation rows."),
+    ] = []  # noqa: RUF012 (pydantic copies it)
+    scoring: Annotated[
+        Literal["features", "exact"],
+        Field(description="Value stored features, or pass the rows for every validation set."),
+    ] = "features"
+    refine: Annotated[
+        Refine | None,
+        _yaml_of(Refine),
+        Field(description="Compute rows near the selection's boundary exactly."),
+    ] = None
+    attribution: Annotated[
+        Attribution | None,
+        _yaml_of(Attribution),
+        Field(description="Name the strongest pairs of training and validation rows."),
+    ] = None
+    warm_up: Annotated[
+        WarmUp | None,
+        _yaml_of(WarmUp),
+        Field(description="Train a LoRA adapter before anything is valued."),
+    ] = None
+    upstream_shards: Annotated[
+        Any,  # a PartitionsDefinition, which pydantic does not know, or None
+        dg.Resolver(_partitions, model_field_type=list[str] | str | None),
+        Field(description="Partitions of the asset that yields the rows."),
+    ] = None
+    automation: Annotated[
+        Automation | None,
+        _yaml_of(Automation),
+        Field(description="When the graph looks for changes; running: false switches it off."),
+    ] = None
+    compute: Annotated[
+        Compute | None,
+        _yaml_of(Compute),
+        Field(description="Pools and tags of the steps that load the model."),
+    ] = None
+    key_prefix: Annotated[
+        list[str],
+        Field(description="Before every asset key; two instances in a project need two."),
+    ] = []  # noqa: RUF012
+    group_name: Annotated[str, Field(description="Group in the UI.")] = "forvalue"
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Build the graph."""
+        options = {name: getattr(self, name) for name in type(self).model_fields}
+        return valuation_definitions(**_from_root(options, Path(context.project_root)))
+
+
+# The options that name files, by the option that they belong to.
+_PATHS: Mapping[str, Sequence[str]] = {
+    "training_rows": ("path", "image_root"),
+    "validation_rows": ("path", "image_root"),
+    "storage": ("base_dir",),
+}
+
+
+def _from_root(options: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Let relative paths begin at the project's root, wherever the process was started."""
+
+    def at(path: Any) -> Any:
+        if not isinstance(path, str) or "://" in path:
+            return path
+        return str(root / path)
+
+    moved = dict(options)
+    for option, names in _PATHS.items():
+        paths = {n: at(getattr(options[option], n)) for n in names if hasattr(options[option], n)}
+        moved[option] = options[option].model_copy(update=paths)
+    return moved | {"suites": [at(path) for path in options["suites"]]}

@@ -1,0 +1,65 @@
+"""What `dg scaffold defs forvalue_dagster.ForValueComponent` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+from pydantic import BaseModel, Field
+
+# Enough trusted rows for the noise probe to prove something (see GatePolicy.min_probe_rows).
+_EXAMPLES = 40
+
+
+class ScaffoldOptions(BaseModel):
+    """Options on the command line."""
+
+    training_rows: str = Field(
+        default="data/train", description="Folder or prefix whose data files are the shards."
+    )
+    validation_rows: str = Field(
+        default="data/validation.jsonl", description="File or folder of trusted rows."
+    )
+    model: str = Field(default="embedded", description="Hub id, local directory, or 'embedded'.")
+
+
+class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
+    """Writes an instance that loads, and examples where there are no rows yet."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[ScaffoldOptions]:
+        """Return the options."""
+        return ScaffoldOptions
+
+    def scaffold(self, request: dg.ScaffoldRequest[ScaffoldOptions]) -> None:
+        """Write defs.yaml, and examples of rows if the places are empty."""
+        options = request.params or ScaffoldOptions()
+        dg.scaffold_component(
+            request,
+            {
+                "training_rows": {"path": options.training_rows},
+                "validation_rows": {"path": options.validation_rows},
+                "storage": {"base_dir": "data/forvalue"},
+                "valuation": {"name": options.model},
+                "selection": {"keep_fraction": 0.5},
+                "gate": {"max_noise_fraction": 0.15, "on_blocked_shard": "exclude"},
+            },
+        )
+        root = Path(request.project_root) if request.project_root else Path.cwd()
+        _example(root, options.training_rows, "example.jsonl", range(_EXAMPLES))
+        _example(root, options.validation_rows, "", range(_EXAMPLES, 2 * _EXAMPLES))
+
+
+def _example(root: Path, place: str, name: str, numbers: range) -> None:
+    """Write a few rows, unless something is there or it is not on this machine."""
+    path = root / place
+    if "://" in place or path.exists():
+        return
+    file = path / name if name else path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (
+        {"prompt": f"What is {n} plus {n + 3}?", "response": f"{n} plus {n + 3} is {2 * n + 3}."}
+        for n in numbers
+    )
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
