@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import dagster as dg
+from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
 from pydantic import BaseModel, Field, create_model
 
 from forvalue_dagster.engine.options import Attribution, Refine
@@ -19,6 +20,7 @@ from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy,
 from forvalue_dagster.orchestration.resources import Valuation
 from forvalue_dagster.orchestration.scaffolding import ForValueScaffolder
 from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
+from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.location import Storage
 
 _Options = TypeVar("_Options")
@@ -62,7 +64,7 @@ def _partitions(context: dg.ResolutionContext, given: Any) -> Any:
 
 
 @dg.scaffold_with(ForValueScaffolder)
-class ForValueComponent(dg.Component, dg.Resolvable, dg.Model):
+class ForValueComponent(dg.Component, InYaml, dg.Model):
     """Values finetuning rows by For-Value, filters them, and blocks noisy shards.
 
     The options are those of `forvalue_dagster.valuation_definitions`. Relative paths begin at the
@@ -126,6 +128,11 @@ class ForValueComponent(dg.Component, dg.Resolvable, dg.Model):
         Field(description="Before every asset key; two instances in a project need two."),
     ] = []  # noqa: RUF012
     group_name: Annotated[str, Field(description="Group in the UI.")] = "forvalue"
+    translation: Annotated[
+        TranslationFn[str] | None,
+        TranslationFnResolver[str](lambda name: {"name": name}),
+        Field(description="Key and attributes of every asset; {{ name }} is its name here."),
+    ] = None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Build the graph."""

@@ -16,7 +16,7 @@ from forvalue_dagster.orchestration.estimate import build_estimate_job
 from forvalue_dagster.orchestration.fidelity_check import build_fidelity_check
 from forvalue_dagster.orchestration.filtering import build_filtered_dataset
 from forvalue_dagster.orchestration.model_assets import build_feature_asset, build_profile_asset
-from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.naming import ASSETS, Naming, Translation
 from forvalue_dagster.orchestration.plan import Automation, Compute, Plan
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.profile_check import build_profile_check
@@ -56,6 +56,7 @@ def valuation_definitions(
     compute: Compute | None = None,
     key_prefix: Sequence[str] = (),
     group_name: str = "forvalue",
+    translation: Translation | None = None,
 ) -> dg.Definitions:
     """Build assets, checks, jobs, sensors and resources that value and filter finetuning data.
 
@@ -81,6 +82,8 @@ def valuation_definitions(
         compute: where the steps run that load the model.
         key_prefix: put before every asset key.
         group_name: the group in the UI.
+        translation: (spec, the asset's name here) → the spec with the key and attributes that the
+            asset shall have.
 
     Returns:
         Definitions with the jobs `forvalue_profile` (validation rows, after a warm-up the
@@ -101,7 +104,7 @@ def valuation_definitions(
         raise ValueError("A warm-up on training rows needs files; set its rows to 'validation'.")
     if isinstance(training_rows, UpstreamRows) and upstream_shards is None:
         upstream_shards = dg.StaticPartitionsDefinition([training_rows.key.path[-1]])
-    naming = Naming(tuple(key_prefix), group_name, upstream_shards)
+    naming = Naming(tuple(key_prefix), group_name, upstream_shards, translation)
     plan = Plan(
         scoring,
         refine,
@@ -139,7 +142,7 @@ def valuation_definitions(
             *build_source_sensors(naming, plan, training_rows, valuation, retention),
         ]
     schedule = plan.automation.schedule
-    return dg.Definitions(
+    definitions = dg.Definitions(
         assets=[*build_source_assets(naming, plan, training_rows), *made],
         asset_checks=checks,
         jobs=[
@@ -164,6 +167,7 @@ def valuation_definitions(
             }.items()
         },
     )
+    return naming.translated(definitions, ASSETS)
 
 
 def _jobs(naming: Naming, plan: Plan) -> list[dg.UnresolvedAssetJobDefinition]:

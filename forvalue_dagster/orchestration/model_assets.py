@@ -48,6 +48,9 @@ from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
 
+# One for all instances: names of types are unique in a project.
+_PARTS = dg.PythonObjectDagsterType(StoredParts)
+
 
 def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.AssetsDefinition:
     """Build `validation_profile`."""
@@ -155,7 +158,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
     @decorate(
         ins={"raw_finetuning_data": dg.AssetIn(key=raw_key)},
         deps=model_dependency(naming, plan),
-        dagster_type=dg.PythonObjectDagsterType(StoredParts),
+        dagster_type=_PARTS,
         backfill_policy=plan.automation.many_shards,
         output_required=False,
     )

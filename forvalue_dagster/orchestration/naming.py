@@ -46,6 +46,17 @@ def resolved(
     }
 
 
+# (spec, the asset's name in this graph) → the spec as the user wants it.
+Translation = Callable[[dg.AssetSpec, str], dg.AssetSpec]
+# Every asset that any graph of ours has.
+ASSETS = (
+    *(TRAINING_FILES, TRAINING_SHARDS, VALIDATION_FILES, MODEL_FILES),
+    *("raw_finetuning_data", "validation_data", "valuation_model", "validation_profile"),
+    *("sample_features", "value_scores", "training_attribution", "validation_attribution"),
+    *("filtered_dataset", "dropped_rows"),
+)
+
+
 @dataclass(frozen=True)
 class Naming:
     """Names of one instance of the graph; two instances differ in the prefix.
@@ -54,11 +65,13 @@ class Naming:
         prefix: put before every asset key; also names jobs, sensors and partitions.
         group: the group in the UI.
         upstream_shards: partitions of the asset that yields the rows; None if they are files.
+        translation: what the user makes of an asset's key and attributes; None leaves them.
     """
 
     prefix: Sequence[str] = ()
     group: str = "forvalue"
     upstream_shards: dg.PartitionsDefinition[str] | None = None
+    translation: Translation | None = None
 
     @property
     def shards(self) -> dg.PartitionsDefinition[str]:
@@ -71,7 +84,21 @@ class Naming:
 
     def key(self, name: str) -> dg.AssetKey:
         """Return the key of an asset."""
-        return dg.AssetKey([*self.prefix, name])
+        spec = dg.AssetSpec(dg.AssetKey([*self.prefix, name]))
+        return spec.key if self.translation is None else self.translation(spec, name).key
+
+    def translated(self, definitions: dg.Definitions, names: Sequence[str]) -> dg.Definitions:
+        """Give the assets the attributes that the user's translation gives them."""
+        if self.translation is None:
+            return definitions
+        known = {self.key(name): name for name in names}
+        translate = self.translation
+
+        def attributes(spec: dg.AssetSpec) -> dg.AssetSpec:
+            name = known.get(spec.key)
+            return spec if name is None else translate(spec, name).replace_attributes(key=spec.key)
+
+        return definitions.map_asset_specs(func=attributes)
 
     @property
     def files(self) -> dg.AssetSelection:

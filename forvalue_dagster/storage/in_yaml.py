@@ -9,20 +9,25 @@ from pydantic import BaseModel
 
 
 class InYaml(dg.Resolvable):
-    """Beside `ConfigurableResource`: its fields, with their bounds, are what YAML may hold."""
+    """Beside a pydantic class: its fields, as they are described and bounded, may stand in YAML."""
 
     @classmethod
     def model(cls) -> type[BaseModel]:
-        """Return what YAML is validated by; any field may also be a template.
+        """Return what YAML is validated by.
 
-        Dagster lets each field be a string as well, but keeps its bounds around both: a template
-        is then compared with a number. They stay where they belong, inside the field's own type.
+        Dagster derives it, with a template (a string) as an alternative in each field; but it loses
+        descriptions of fields with defaults, and keeps bounds around both alternatives, so that a
+        template is compared with a number. The field's own type has the bounds as well.
         """
         model = super().model()
-        fields: dict[str, Any] = model.model_fields
-        bounded = [field for field in fields.values() if field.metadata]
-        for field in bounded:
-            field.metadata = []
-        if bounded:
+        known: dict[str, Any] = cls.model_fields  # type: ignore[attr-defined]
+        if model not in _MENDED:
+            for name, field in model.model_fields.items():
+                field.metadata = []
+                field.description = field.description or known[name].description
             model.model_rebuild(force=True)
+            _MENDED.add(model)
         return model
+
+
+_MENDED: set[type[BaseModel]] = set()
