@@ -29,7 +29,8 @@ from forvalue_dagster.orchestration.plan import Plan
 from forvalue_dagster.orchestration.plots import histogram
 from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
 from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
-from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.report import build_report, render_report
+from forvalue_dagster.orchestration.resources import PROFILE_SETTINGS, Valuation, settings
 from forvalue_dagster.orchestration.selection_check import SELECTION, check_selection
 from forvalue_dagster.orchestration.warm_up import model_dependency
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry
@@ -54,9 +55,10 @@ def build_filtered_dataset(
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
     Beside the tables lie `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
-    with the reasons, and `filtered_dataset.manifest.json`: every shard with the materialisations
-    it was read from, the verdict, the figure and the threshold. The manifest is also metadata of
-    the dataset, where the gate in front of a consumer reads it.
+    with the reasons, `filtered_dataset.report.html` (`report.py`), and
+    `filtered_dataset.manifest.json`: every shard with the materialisations it was read from, the
+    verdict, the figure and the threshold. The manifest is also metadata of the dataset, where the
+    gate in front of a consumer reads it.
 
     Args:
         naming: of the graph.
@@ -187,11 +189,31 @@ def build_filtered_dataset(
             "json_lines": storage.path(*filtered_key.path).with_suffix(".jsonl"),
             "dropped_json_lines": storage.path(*dropped_key.path).with_suffix(".jsonl"),
             "manifest_file": storage.path(*filtered_key.path).with_suffix(".manifest.json"),
+            "report": storage.path(*filtered_key.path).with_suffix(".report.html"),
+            "report_json": storage.path(*filtered_key.path).with_suffix(".report.json"),
         }
         write_lines(files["json_lines"], kept_lines(raw_finetuning_data, kept))
         write_lines(files["dropped_json_lines"], dropped_lines(raw_finetuning_data, dropped))
         plain = manifest.to_json()
         write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
+        groups = [
+            name
+            for name in kept.columns
+            if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
+        ]
+        report = build_report(
+            manifest,
+            decided,
+            scores,
+            groups,
+            {
+                "gate": resolved(gate),
+                "valuation": settings(valuation, PROFILE_SETTINGS),
+                "storage": {"base_dir": storage.base_dir},
+            },
+        )
+        write_lines(files["report_json"], [json.dumps(report, indent=2, sort_keys=True)])
+        write_lines(files["report"], [render_report(report, decided)])
 
         for key, table in ((filtered_key, kept), (dropped_key, dropped)):
             context.set_data_version(key, _content(table, entries))
@@ -218,11 +240,6 @@ def build_filtered_dataset(
             metadata={"dagster/row_count": len(dropped), "reasons": _reason_table(dropped)},
         )
         yield certify(filtered_key, manifest)
-        groups = [
-            name
-            for name in kept.columns
-            if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
-        ]
         yield check_selection(filtered_key, kept, passed, groups, warnings)
 
     return filtered_dataset

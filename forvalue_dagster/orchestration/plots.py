@@ -7,9 +7,14 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK = "#808792"
 _COLOURS = ("#4f8ff7", "#f2994a", "#27ae60", "#9b51e0")
@@ -35,7 +40,7 @@ def histogram(
     unit: str,
     marks: Mapping[str, float] | None = None,
 ) -> dg.MetadataValue:
-    """Draw distributions over each other, with vertical marks.
+    """Draw distributions over each other, with vertical marks, for the UI.
 
     Args:
         series: name → values; nulls are left out.
@@ -48,13 +53,22 @@ def histogram(
     """
     if not _DRAWN.get():
         return dg.MetadataValue.null()
-    # The object interface: pyplot keeps every figure of a long-lived process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = histogram_figure(series, title=title, unit=unit, marks=marks)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", transparent=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
-    figure = Figure(figsize=(6.4, 2.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+
+def histogram_figure(
+    series: Mapping[str, pl.Series],
+    *,
+    title: str,
+    unit: str,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw distributions over each other; arguments as of `histogram`."""
+    figure, axes = _axes(title, 2.8)
     values = {name: column.drop_nulls().to_numpy() for name, column in series.items()}
     values = {name: column for name, column in values.items() if len(column)}
     if values:
@@ -67,16 +81,57 @@ def histogram(
         )
     for name, position in (marks or {}).items():
         axes.axvline(position, color=_INK, linestyle="--", linewidth=1, label=name)
-    axes.set_title(title, color=_INK, fontsize=10, loc="left")
     axes.set_xlabel(unit, color=_INK)
     axes.set_ylabel("rows", color=_INK)
+    if len(values) + len(marks or {}) > 1:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    return figure
+
+
+def interval_figure(
+    intervals: Mapping[str, tuple[float, float, float]], *, title: str, unit: str, limit: float
+) -> Figure:
+    """Draw estimates with their intervals, one line each, and a limit.
+
+    Args:
+        intervals: name → (lower end, estimate, upper end).
+        title: what is shown.
+        unit: label of the horizontal axis.
+        limit: position of a vertical line.
+    """
+    figure, axes = _axes(title, 0.9 + 0.28 * max(len(intervals), 1))
+    for line, (lower, estimate, upper) in enumerate(reversed(list(intervals.values()))):
+        colour = _COLOURS[1] if lower > limit else _COLOURS[0]
+        axes.plot([lower, upper], [line, line], color=colour, linewidth=2)
+        axes.plot([estimate], [line], "o", color=colour, markersize=5)
+    axes.axvline(limit, color=_INK, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(intervals)), list(reversed(list(intervals))))
+    axes.set_xlim(left=0)
+    axes.set_xlabel(unit, color=_INK)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """Return a figure as SVG for a page; the same figure gives the same text."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue().partition("<svg")[2].join(("<svg", ""))
+
+
+def _axes(title: str, height: float) -> tuple[Figure, Axes]:
+    # The object interface: pyplot keeps every figure of a long-lived process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, color=_INK, fontsize=10, loc="left")
     axes.tick_params(colors=_INK)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_INK)
-    if len(values) + len(marks or {}) > 1:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=True)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
+    return figure, axes
