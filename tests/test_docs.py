@@ -1,0 +1,106 @@
+"""The documentation is true: it builds, commands and snippets run, messages exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    tool = Path(sys.executable).with_name("mkdocs")
+    done = subprocess.run(
+        [tool, "build", "--strict", "-d", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "start" / "index.html").exists()
+
+
+def test_the_reference_is_rendered_from_the_code(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("render_reference", DOCS / "render_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text("utf-8") == (DOCS / "reference.md").read_text("utf-8")
+
+
+def test_the_first_five_minutes(tmp_path: Path) -> None:
+    """Every command of the page but what installs, and what does not end."""
+    lines = [line for block in blocks("start.md", "sh") for line in block.splitlines()]
+    commands = [line.split() for line in lines if not line.startswith(("pip ", "dg dev"))]
+    assert len(commands) == 6
+    folder = tmp_path
+    environment = os.environ | {
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
+    }
+    for command in commands:
+        if command[0] == "cd":
+            folder /= command[1]
+            environment["PYTHONPATH"] = str(folder / "src")
+            continue
+        tool = Path(sys.executable).with_name(command[0])
+        done = subprocess.run(
+            [tool, *command[1:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stdout + done.stderr)
+    # The page shows the file as it was written.
+    (shown,) = blocks("start.md", "yaml")
+    written = (folder / "src" / "curation" / "defs" / "valuation" / "defs.yaml").read_text()
+    assert re.sub(r" +#.*", "", shown).split() == written.split()
+
+
+@pytest.mark.parametrize("page", ["start.md", "data.md"])
+def test_snippets_run(page: str, tmp_path: Path) -> None:
+    (code,) = blocks(page, "python")
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_ours() -> None:
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) >= 14
+    sources = [path.read_text("utf-8") for path in (ROOT / "forvalue_dagster").rglob("*.py")]
+    # Messages are written over several literals: what stands between them is no part of them.
+    text = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    text = re.sub(r"\{[^{}]*\}", "{}", text)
+    for message in messages:
+        pattern = re.escape(message).replace(r"\ 3\ ", r"\ \{\}\ ")
+        assert re.search(pattern, text), message
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    page = (DOCS / "security.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)`", page)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,0 +1,90 @@
+"""Promises of docs/security.md that no other test keeps."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+from dagster_aws.s3 import S3Resource
+
+import forvalue_dagster as fv
+from forvalue_dagster.data.files import DataFileError
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "forvalue_dagster").rglob("*.py"))
+# What would run code that comes with data.
+RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.jsonl.gz", "rows"])
+def test_reading_runs_no_code(tmp_path: Path, name: str) -> None:
+    mark = tmp_path / "ran"
+    bomb = pickle.dumps(Bomb(mark))
+    if name == "rows":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+        (tmp_path / name / "a.arrow").write_bytes(bomb)
+    else:
+        (tmp_path / name).write_bytes(bomb)
+    with pytest.raises(DataFileError):
+        fv.read_rows(tmp_path / name)
+    array = tmp_path / "array.npy"
+    np.save(array, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    with pytest.raises(DataFileError):
+        fv.read_rows([{"prompt": "a", "response": "b", "image": np.array([Bomb(mark)])}])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nothing_unpickles_or_evaluates(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert RUNS_CODE.isdisjoint(alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in RUNS_CODE
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "os.system"), called
+            assert not any(
+                word.arg in ("allow_pickle", "shell") and ast.unparse(word.value) == "True"
+                for word in node.keywords
+            )
+
+
+def test_secrets_are_shown_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAKE_KEY", "the key itself")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "shard.jsonl").write_text('{"prompt": "a", "response": "b"}')
+    s3 = S3Resource(aws_secret_access_key=dg.EnvVar("LAKE_KEY"))
+    definitions = fv.valuation_definitions(
+        training_rows=fv.RowSource(path=str(tmp_path / "train"), s3=s3),
+        validation_rows=fv.RowSource(path=str(tmp_path / "train")),
+        storage=fv.Storage(base_dir=str(tmp_path / "storage"), s3=s3),
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("forvalue_shards", ["shard"])
+        job = definitions.resolve_implicit_global_asset_job_def()
+        raw = job.get_subset(asset_selection={dg.AssetKey("raw_finetuning_data")})
+        result = raw.execute_in_process(instance=instance, partition_key="shard")
+        assert result.success
+        told = [entry.to_json() for entry in instance.all_logs(result.run_id)]
+    assert definitions.resources is not None
+    told += [str(resource) for resource in definitions.resources.values()]
+    assert told
+    assert not [text for text in told if "the key itself" in text]
