@@ -198,14 +198,15 @@ def _describe(
     ranked = scores.filter(pl.col("status") == "scored").sort("value", descending=True)
     now = ValueHistogram.of(ranked["value"])
     return {
-        **outcome_counts(scores),
-        "dagster/partition_row_count": len(scores),
-        **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
-        **({HISTOGRAM: now.to_json()} if now else {}),
-        "harmful_share": share(ranked["value"] < 0),
         "values": histogram(
             {"rows": scores["value"]}, title="Value of the shard's rows", unit="value"
         ),
+        "harmful_share": share(ranked["value"] < 0),
+        **outcome_counts(scores),
         "most_valuable": extremes(ranked.head(EXTREMES)),
         "least_valuable": extremes(ranked.tail(EXTREMES).reverse()),
+        "dagster/partition_row_count": len(scores),
+        # For the next materialisation, not for people: at the end.
+        **({HISTOGRAM: now.to_json()} if now else {}),
+        **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,13 @@ class ValueHistogram:
         if not len(numbers):
             return None
         inner = np.quantile(numbers, np.arange(1, _BINS) / _BINS)
-        edges = tuple(float(edge) for edge in np.unique(inner))
+        # Six digits: they are shown to people, too.
+        edges = tuple(dict.fromkeys(float(f"{edge:.6g}") for edge in inner))
         return cls(edges, tuple(_shares(numbers, edges).tolist()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `from_json` is the inverse."""
-        return asdict(self)
+        """Return plain values, shares to four digits; `from_json` is the inverse."""
+        return {"edges": self.edges, "shares": [round(share, 4) for share in self.shares]}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ValueHistogram:
