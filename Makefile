@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 LONG := (faults or postgres) and not (soak or ray)
-MARKS := model or slow or soak or ray or faults or postgres
+MARKS := model or slow or soak or ray or faults or postgres or browser
 
 export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-vlm test quick long soak lint types slow ui bench clean
+.PHONY: demo demo-vlm test quick long soak lint types slow ui docs screenshots bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m assets.demo
@@ -22,7 +22,7 @@ demo-vlm: $(INSTALLED)
 
 # First signal in a minute, then everything but the tests marked slow or long.
 test: lint types quick
-	$(BIN)/pytest -m "model and not slow"
+	$(BIN)/pytest -m "(model or browser) and not slow"
 
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto
@@ -49,6 +49,13 @@ slow: $(INSTALLED)
 
 ui: $(INSTALLED)
 	DAGSTER_HOME=$(CURDIR)/.demo/dagster_home $(BIN)/dagster dev -w workspace.yaml
+
+# The documentation as pages, in build/site; its pictures, from the instance of `make demo`.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -d build/site
+
+screenshots: $(INSTALLED)
+	$(BIN)/python docs/take_screenshots.py
 
 # Every benchmark, one after another on a quiet machine: about three hours. Needs GSM8K and the
 # DataInf task (see benchmarks/harness.py).

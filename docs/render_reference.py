@@ -44,7 +44,7 @@ def table(part: dict[str, Any]) -> str:
     required = part.get("required", [])
     for name, field in part["properties"].items():
         default = "required" if name in required else f"`{field.get('default')}`"
-        if "default" not in field and name not in required or default.startswith("`__DAGSTER"):
+        if ("default" not in field and name not in required) or default.startswith("`__DAGSTER"):
             default = "–"
         said = (field.get("description") or "").replace("|", "\\|")
         lines.append(f"| `{name}` | {kind_of(field)} | {default} | {said} |")

@@ -81,10 +81,8 @@ class Project:
         return json.loads((self.folder / "files" / "filtered_dataset.manifest.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_trained_model(path: Path) -> Path:
     """A tiny model that has learnt, in a second, to expect responses of the letters a to d."""
-    path = tmp_path_factory.mktemp("model")
     model, tokenizer = tiny_model("llama", torch.float32), byte_tokenizer()
     generator = np.random.default_rng(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -102,6 +100,11 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_trained_model(tmp_path_factory.mktemp("model"))
 
 
 @dataclass
