@@ -22,30 +22,9 @@ from forvalue_dagster.data.read import read_rows
 
 NAMES = st.sampled_from(
     [
-        "messages",
-        "conversations",
-        "prompt",
-        "response",
-        "instruction",
-        "input",
-        "output",
-        "image",
-        "images",
-        "tools",
-        "question",
-        "answer",
-        "role",
-        "content",
-        "from",
-        "value",
-        "type",
-        "text",
-        "shard",
-        "row",
-        "sample_id",
-        "group",
-        "problem",
-        "source",
+        *("messages", "conversations", "prompt", "response", "instruction", "input", "output"),
+        *("image", "images", "tools", "question", "answer", "role", "content", "from", "value"),
+        *("type", "text", "shard", "row", "sample_id", "group", "problem", "source"),
     ]
 )
 WORDS = st.sampled_from(["user", "assistant", "gpt", "human", "image", "<image>"])
