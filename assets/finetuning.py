@@ -76,7 +76,7 @@ def finetuning_definitions(root: Path, model: fv.ModelConfig | None = None) -> d
     ) -> dg.MaterializeResult[None]:
         shards = sorted(value_scores.keys() & raw_finetuning_data.keys())
         scores = pl.concat([value_scores[shard].collect() for shard in shards], how="diagonal")
-        columns = ["shard", "row", "messages", "tools", "problem"]
+        columns = ["shard", "row", "messages", "tools", "images", "problem"]
         rows = pl.concat([raw_finetuning_data[s].select(columns).collect() for s in shards])
         held_out = fv.read_rows(root / "data" / "held_out.jsonl")
         comparison = Comparison(rows=config.rows)

@@ -43,12 +43,14 @@ from benchmarks.datainf_task import identification
 from benchmarks.forward_passes import padded
 from benchmarks.harness import argument_parser, save
 from benchmarks.passes import gathered, profile_of
+from benchmarks.rendering import result
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel, load_model
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
+from forvalue_dagster.valuation.value import exact_values
 
 VALIDATION, TRAINING = 100, 400
 PROJECTOR = ("linear_1", "linear_2")
@@ -58,12 +60,17 @@ BUDGET = 2048
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--identify-only", action="store_true", help="keep what was measured of wrong labels"
+    )
     arguments = parser.parse_args()
     loaded = load_model(ModelConfig(str(digit_reader_directory()), local_files_only=True))
     shown = digits("evaluation")
     trusted, training = shown[:VALIDATION], shown[VALIDATION : VALIDATION + TRAINING]
     results: dict[str, Any] = {}
-    for share in (0.4, 0.5, 0.6):
+    if arguments.identify_only:
+        results = {k: v for k, v in result("vision_tasks").items() if k.startswith("mislabelled")}
+    for share in () if arguments.identify_only else (0.4, 0.5, 0.6):
         runs = [mislabelled(loaded, training, trusted, share, s) for s in range(arguments.seeds)]
         results[f"mislabelled, {share:.0%} flipped"] = _means(runs)
     for question, name in ((WHICH, "subject"), (PARITY, "subject, asked for parity")):
@@ -104,20 +111,20 @@ def mislabelled(
         "noise probability": -scores["noise_probability"].to_numpy(),
         "NLL": -scores["nll"].to_numpy(),
     }
-    result = {name: _detected(values, ~flipped) for name, values in found.items()}
+    detected = {name: _detected(values, ~flipped) for name, values in found.items()}
     pairs = all_pairs(loaded, train, trusted_rows)
     known = np.array([NAMES[digit.label] for digit in trusted])
     seen = np.array([NAMES[digit.label] for digit in training])
     for name, values in pairs.items():
-        result[f"{name}, all rows"] = _detected(values.mean(1), ~flipped)
+        detected[f"{name}, all rows"] = _detected(values.mean(1), ~flipped)
         for kind, classes in (("image", seen), ("label", np.array(labels))):
             of_class = [
                 _detected(values[classes == one][:, known == one].mean(1), ~flipped[classes == one])
                 for one in NAMES
             ]
-            result[f"{name}, per class of the {kind}"] = _mean(of_class)
-    print(share, seed, result, flush=True)
-    return result
+            detected[f"{name}, per class of the {kind}"] = _mean(of_class)
+    print(share, seed, detected, flush=True)
+    return detected
 
 
 def identified(
@@ -127,11 +134,11 @@ def identified(
 ) -> dict[str, dict[str, float]]:
     sides = [read_rows([one for one, _ in side]) for side in (training, trusted)]
     kinds = [np.array([kind for _, kind in side]) for side in (training, trusted)]
-    result = {
+    found = {
         name: identification(pairs, *kinds) for name, pairs in all_pairs(loaded, *sides).items()
     }
-    print(result, flush=True)
-    return result
+    print(found, flush=True)
+    return found
 
 
 def all_pairs(
@@ -143,24 +150,30 @@ def all_pairs(
     other, known = gathered(loaded, trusted)
     profile = profile_of(loaded.unembedding, other)
     order = [frame["row"].arg_sort().to_numpy(), known["row"].arg_sort().to_numpy()]
-    found: dict[str, Tensor] = {"value, plain": pairwise_values(loaded.unembedding, own, other)}
-    metric = Preconditioner().metric(profile.hidden_mean, profile.hidden_second_moment)
-    found["value, preconditioned"] = pairwise_values(
-        loaded.unembedding, own, other, metric.to(own.hidden)
-    )
+    found: dict[str, Tensor] = {}
+    for name, kind in (("plain", "none"), ("preconditioned", "activation")):
+        direction = profile.direction(Preconditioner(kind))  # type: ignore[arg-type]
+        metric = direction.metric.to(own.hidden)
+        pairs = pairwise_values(loaded.unembedding, own, other, metric)
+        norms = [
+            exact_values(loaded.unembedding, side, direction).rows.norm for side in (own, other)
+        ]
+        found[f"value, {name}"] = pairs
+        # A row that the model knows well has a small gradient; its direction says as much.
+        found[f"alignment, {name}"] = pairs / (norms[0][:, None] * norms[1])
     means = [
         torch.stack([side.hidden[rows].mean(0) for rows in side.row_slices()])
         for side in (own, other)
     ]
     found["embedding similarity"] = peers.embedding_similarity(*means)
-    pairs = {name: values.numpy()[order[0]][:, order[1]] for name, values in found.items()}
+    ordered = {name: values.numpy()[order[0]][:, order[1]] for name, values in found.items()}
     gradients = [
         peers.lora_gradients(loaded, padded(loaded, side, BUDGET), adapted=PROJECTOR)
         for side in (training, trusted)
     ]
-    pairs["Hessian-free, projector"] = peers.hessian_free(*gradients).detach().numpy()
+    ordered["Hessian-free, projector"] = peers.hessian_free(*gradients).detach().numpy()
     print(f"pairs in {time.perf_counter() - start:.0f} s", flush=True)
-    return pairs
+    return ordered
 
 
 def _detected(values: np.ndarray, clean: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import forvalue_dagster as fv
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -73,6 +76,14 @@ def test_the_first_five_minutes(tmp_path: Path) -> None:
     (shown,) = blocks("start.md", "yaml")
     written = (folder / "src" / "curation" / "defs" / "valuation" / "defs.yaml").read_text()
     assert re.sub(r" +#.*", "", shown).split() == written.split()
+
+
+def test_the_component_of_the_readme_loads() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    document = yaml.safe_load(shown)
+    assert document["type"] == "forvalue_dagster.ForValueComponent"
+    fv.ForValueComponent.resolve_from_yaml(yaml.safe_dump(document["attributes"]))
 
 
 @pytest.mark.parametrize("page", ["start.md", "data.md"])

@@ -112,7 +112,7 @@ def test_a_rerun_writes_the_same_bytes(project: Project) -> None:
         for path in storage.rglob("*.*")
         if "manifest" not in path.name and "data_docs" not in path.parts
     }
-    assert len(before) == 9
+    assert len(before) == 11
     project.run("forvalue_profile")
     project.value("good")
     project.run("forvalue_filter")

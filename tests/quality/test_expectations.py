@@ -25,7 +25,7 @@ def test_good_rows() -> None:
     assert check(GOOD).passed
     warnings = check(GOOD, False)
     assert warnings.passed
-    assert warnings.description == "All 10 expectations hold for 200 rows."
+    assert warnings.description == "All 11 expectations hold for 200 rows."
 
 
 @pytest.mark.parametrize(
