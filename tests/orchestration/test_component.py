@@ -283,3 +283,12 @@ def test_a_fresh_project(tmp_path: Path) -> None:
     said = command(project, "dg", "check", "yaml", fails=True)
     assert f"defs.yaml:{line - 1} " in said  # the line of `gate:`, and the lines below it
     assert "max_noise_fraction: 15" in said
+
+
+def test_the_projects_own_pipeline_is_a_component() -> None:
+    from assets.valuation import POLICY, demo_definitions
+
+    resources = demo_definitions(Path("/demo")).resources
+    assert resources is not None
+    assert resources["training_rows"].path == "/demo/data/train"
+    assert resources["selection"].selection() == POLICY
