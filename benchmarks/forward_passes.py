@@ -32,7 +32,7 @@ from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.feature_table import feature_records
-from forvalue_dagster.engine.forward import response_positions
+from forvalue_dagster.engine.forward import pass_batch, response_positions
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.config import ModelConfig
@@ -82,13 +82,14 @@ def exact(loaded: LoadedModel, direction: ValueDirection, batch: Batch) -> objec
 
 @torch.inference_mode()
 def features(loaded: LoadedModel, batch: Batch) -> object:
-    positions = response_positions(loaded, batch)
+    positions, prompts = pass_batch(loaded, batch)
     limit = workspace_positions(loaded.unembedding, positions.hidden)
     kept = []
-    for _, chunk in positions.chunks(limit):
+    for rows, chunk in positions.chunks(limit):
         errors = PredictionErrors(loaded.unembedding, chunk)
         tokens = token_features(errors, chunk, FeaturePrecision())
-        kept.append((summarise_rows(errors.tokens, chunk), feature_records(tokens)))
+        records = feature_records(tokens, prompts[torch.tensor(list(rows))])
+        kept.append((summarise_rows(errors.tokens, chunk), records))
     return kept
 
 

@@ -53,8 +53,8 @@ def vision_tasks() -> str:
     return f"""### What is found among them
 
 `python -m benchmarks.vision_tasks`: {train} training rows and {trusted} validation rows about images that
-the model was not trained on. AUC / recall. Wrong labels (means of {measured["seeds"]} seeds; "per class"
-among the rows that carry a label, against the validation rows of that class):
+the model was not trained on. AUC / recall. Wrong labels ({measured["seeds"]} seed(s)); "per class": the mean
+over classes of rows whose image, or whose label, is of the class, valued by the validation rows of it:
 
 {_lines(flipped)}
 

@@ -107,6 +107,10 @@ def test_figures_are_those_of_the_committed_results() -> None:
     passes, memory = result("forward_passes"), result("forward_passes_memory")["peak_megabytes"]
     task, again = result("datainf_task_all")["results"], result("revaluation")
     many, step = result("many_shards")["revalue"], result("step_overhead")
+    images, seen = result("vision_tasks"), result("vision_passes")
+    flipped, subject, style = (
+        images[name] for name in ("mislabelled, 50% flipped", "subject", "style")
+    )
     for figure in (
         f"{passes['features / plain']:.2f} ×",
         f"{passes['exact / plain']:.2f} ×",
@@ -116,6 +120,11 @@ def test_figures_are_those_of_the_committed_results() -> None:
         f"{again['results']['100000 rows, 8 group(s)']['seconds']:.0f} s",
         f"{many['all']['seconds']:.0f} s, {many['all']['peak_megabytes'] / 1000:.1f} GB; 0",
         f"{step['step / function']:.2f} ×",
+        f"{flipped['noise probability']['auc']:.4f}; {flipped['value']['auc']:.3f}; "
+        f"{flipped['value, plain, per class of the image']['auc']:.3f}",
+        f"{subject['alignment, plain']['auc']:.3f}, {subject['value, plain']['auc']:.3f}; "
+        f"{style['alignment, plain']['auc']:.3f}, {style['value, plain']['auc']:.3f}",
+        f"{seen['features / plain']:.2f} ×; {seen['exact / plain']:.2f} ×",
         *(
             f"{task[name]['auc']:.4f} / {task[name]['recall']:.3f}"
             for name in ("plain, exact", "preconditioned, damping 0.1, exact")
