@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 SHARD = "noisy"
 PAGES: dict[str, tuple[str, str]] = {
     "lineage": ("/asset-groups/~*/?expanded=", "filtered_dataset"),
+    "overview": ("/assets/value_scores", "Kinds"),
     "asset": (f"/assets/value_scores?view=partitions&partition={SHARD}", "most_valuable"),
     "blocked_shard": (
         f"/assets/value_scores?view=checks&checkDetail=noise_fraction&partition={SHARD}",
@@ -62,8 +64,12 @@ def serving(command: Sequence[str], home: Path, folder: Path = ROOT) -> Iterator
         yield address
     finally:
         # The group: `dagster dev` has a daemon and code servers besides.
-        os.killpg(process.pid, 15)
-        process.wait(timeout=30)
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:

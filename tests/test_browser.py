@@ -98,8 +98,8 @@ def test_the_interface_shows_what_a_person_looks_for(
         assert page.locator("svg").count() == 2
     for asset in ("raw_finetuning_data", "sample_features", "value_scores", "filtered_dataset"):
         assert asset in seen["lineage"]
-    assert "forvalue" in seen["lineage"]
-    assert "Parquet" in seen["lineage"] or "Polars" in seen["lineage"]
+    for shown in ("Group", "forvalue", "Parquet", "Polars", "noise_probability"):
+        assert shown in seen["overview"]
     assert "harmful_share" in seen["asset"]
     assert "blocking" in seen["blocked_shard"]
     assert "above the limit of 15.0%" in seen["blocked_shard"]
