@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 # Page → (address, what must be on it before it is photographed).
 SHARD = "noisy"
 PAGES: dict[str, tuple[str, str]] = {
-    "lineage": ("/asset-groups/~*/?expanded=", "filtered_dataset"),
+    "groups": ("/asset-groups/~*/?expanded=", "Global asset lineage"),
     "overview": ("/assets/value_scores", "Kinds"),
     "asset": (f"/assets/value_scores?view=partitions&partition={SHARD}", "most_valuable"),
     "blocked_shard": (
@@ -109,7 +109,7 @@ def show(page: Page, address: str, expected: str) -> str:
         button = page.get_by_text(offer, exact=True)
         if button.count():
             button.first.click()
-    page.wait_for_timeout(1500)  # layouts and pictures settle
+    page.wait_for_timeout(4000)  # layouts and pictures settle
     return page.inner_text("body")
 
 

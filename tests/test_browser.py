@@ -97,7 +97,7 @@ def test_the_interface_shows_what_a_person_looks_for(
         # The drawings are there, and nothing went wrong on the page.
         assert page.locator("svg").count() == 2
     for asset in ("raw_finetuning_data", "sample_features", "value_scores", "filtered_dataset"):
-        assert asset in seen["lineage"]
+        assert asset in seen["groups"]
     for shown in ("Group", "forvalue", "Parquet", "Polars", "noise_probability"):
         assert shown in seen["overview"]
     assert "harmful_share" in seen["asset"]
