@@ -55,7 +55,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -d build/site
 
 screenshots: $(INSTALLED)
-	$(BIN)/python docs/take_screenshots.py
+	$(BIN)/python -m tests.screenshots
 
 # Every benchmark, one after another on a quiet machine: about three hours. Needs GSM8K and the
 # DataInf task (see benchmarks/harness.py).

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,9 @@ from tests.orchestration.conftest import LIKELY, UNLIKELY, Project, save_trained
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("playwright")
+from tests import screenshots as shots  # noqa: E402 (needs playwright)
+from tests.serving import serving  # noqa: E402
 
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("shots", ROOT / "docs" / "take_screenshots.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shots = script()
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(shots.chromium() is None, reason="chromium is not installed"),
@@ -77,7 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
             namespace["defs"].resolve_job_def(job).execute_in_process(
                 instance=instance, partition_key=shard, raise_on_error=False
             )
-    with shots.serving(["dagster", "dev", "-f", str(file)], home, ROOT) as address:
+    with serving(["dagster", "dev", "-f", str(file)], home, ROOT) as address:
         yield address, folder
 
 
