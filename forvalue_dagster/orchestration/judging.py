@@ -9,12 +9,7 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.digest import digest
-from forvalue_dagster.orchestration.naming import (
-    LEAKAGE,
-    ROW_CONSERVATION,
-    ROW_EXPECTATIONS,
-    Naming,
-)
+from forvalue_dagster.orchestration.naming import BLOCKING_CHECKS, Naming
 from forvalue_dagster.quality.manifest import MadeFrom, ShardEntry
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
 from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict, judge_shard
@@ -22,11 +17,6 @@ from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
 from forvalue_dagster.valuation.prompt_space import PromptSpace
 
-# Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
-BLOCKING_CHECKS = {
-    "raw_finetuning_data": (ROW_EXPECTATIONS,),
-    "value_scores": (ROW_CONSERVATION, LEAKAGE),
-}
 _PLACE = ["shard", "row"]
 
 

@@ -22,7 +22,14 @@ ROW_EXPECTATIONS = "row_expectations"
 ROW_CONSERVATION = "row_conservation"
 LEAKAGE = "validation_leakage"
 NOISE_FRACTION = "noise_fraction"
-BLOCKING = frozenset({ROW_EXPECTATIONS, ROW_CONSERVATION, LEAKAGE, NOISE_FRACTION})
+# Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
+BLOCKING_CHECKS = {
+    "raw_finetuning_data": (ROW_EXPECTATIONS,),
+    "value_scores": (ROW_CONSERVATION, LEAKAGE),
+}
+BLOCKING = frozenset(
+    {NOISE_FRACTION, *(check for checks in BLOCKING_CHECKS.values() for check in checks)}
+)
 
 
 def code_version(*settings: object) -> str:
