@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 LONG := (faults or postgres) and not (soak or ray)
-MARKS := model or slow or soak or ray or faults or postgres or browser
+MARKS := model or slow or soak or ray or faults or postgres or browser or release
 
 export DAGSTER_DISABLE_TELEMETRY := 1
 export GX_ANALYTICS_ENABLED := False
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-vlm test quick long soak lint types slow ui docs screenshots bench clean
+.PHONY: demo demo-vlm test quick long soak lint types slow release ui docs screenshots bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m assets.demo
@@ -46,6 +46,11 @@ types: $(INSTALLED)
 # Many repetitions on the embedded model: about twenty minutes.
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# The wheel in clean environments: oldest and newest Dagster and polars, each Python. Downloads
+# gigabytes, and takes an hour.
+release: $(INSTALLED)
+	$(BIN)/pytest -m release -v
 
 ui: $(INSTALLED)
 	DAGSTER_HOME=$(CURDIR)/.demo/dagster_home $(BIN)/dagster dev -w workspace.yaml

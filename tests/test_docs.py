@@ -97,6 +97,21 @@ def test_snippets_run(page: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.model
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
+    stored = [cell.get("outputs") for cell in notebook.cells]
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    # It is stored as it comes out, as far as this does not hang on the machine's last digits.
+    assert [len(cell.get("outputs") or ()) for cell in notebook.cells] == [
+        len(outputs or ()) for outputs in stored
+    ]
+    assert "site-packages" not in (DOCS / "tutorial.ipynb").read_text("utf-8")
+
+
 def test_every_message_of_the_troubleshooting_page_is_one_of_ours() -> None:
     page = (DOCS / "troubleshooting.md").read_text("utf-8")
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)

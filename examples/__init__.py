@@ -1,0 +1,1 @@
+"""Uses of the plugin beyond the demo: a deployment, the paper's experiments."""
