@@ -6,7 +6,7 @@ batch, V the head's vocabulary, D the width of the head's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -74,21 +74,22 @@ class Scale:
         return torch.full_like(logits, self.factor)
 
 
-# The names that transformers' configurations use for a transform after the head. The same name
-# can mean another thing elsewhere (MiniCPM3 scales before the head), so these are candidates,
-# and the model's own logits decide. A new family is one line here, or one class above.
-POST_HEAD_SETTINGS: Mapping[str, Callable[[float], PostHeadTransform]] = {
-    "final_logit_softcapping": SoftCap,  # Gemma 2 and later
-    "logits_soft_cap": SoftCap,  # RecurrentGemma
-    "logit_scale": Scale,  # Cohere
-    "logits_scaling": lambda divisor: Scale(1 / divisor),  # Granite
-    "lm_head_multiplier": Scale,  # Falcon-H1
-}
+# The names that transformers' configurations use for a transform after the head. A name can mean
+# different things (HyperCLOVA X multiplies by what Granite divides by, MiniCPM3 scales before the
+# head), so these are candidates, and the model's own logits decide. A new family is one line here,
+# or one class above.
+POST_HEAD_SETTINGS: Sequence[tuple[str, Callable[[float], PostHeadTransform]]] = (
+    ("final_logit_softcapping", SoftCap),  # Gemma 2 and later
+    ("logits_soft_cap", SoftCap),  # RecurrentGemma
+    ("logit_scale", Scale),  # Cohere
+    ("logits_scaling", lambda divisor: Scale(1 / divisor)),  # Granite
+    ("lm_head_multiplier", Scale),  # Falcon-H1
+)
 
 
 def candidate_transforms(config: object) -> list[PostHeadTransform]:
     """Return the transforms that a model's (text) configuration may mean, the identity first."""
-    settings = ((make, getattr(config, name, None)) for name, make in POST_HEAD_SETTINGS.items())
+    settings = ((make, getattr(config, name, None)) for name, make in POST_HEAD_SETTINGS)
     named = [make(float(value)) for make, value in settings if isinstance(value, int | float)]
     return [Identity(), *named]
 
