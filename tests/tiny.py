@@ -63,6 +63,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", _GROUPED | {"logit_scale": 0.0625}),
     "cohere2": ("cohere2", _GROUPED | {"logit_scale": 0.25}),
     "granite": ("granite", _GROUPED | {"logits_scaling": 8.0}),
+    "hyperclovax": ("hyperclovax", _HEADS | {"logits_scaling": 0.125}),  # multiplies
     "falcon-h1": (  # head multiplier, state-space layers
         "falcon_h1",
         _GROUPED

@@ -83,6 +83,7 @@ POST_HEAD_SETTINGS: Sequence[tuple[str, Callable[[float], PostHeadTransform]]] =
     ("logits_soft_cap", SoftCap),  # RecurrentGemma
     ("logit_scale", Scale),  # Cohere
     ("logits_scaling", lambda divisor: Scale(1 / divisor)),  # Granite
+    ("logits_scaling", Scale),  # HyperCLOVA X
     ("lm_head_multiplier", Scale),  # Falcon-H1
 )
 
