@@ -101,9 +101,10 @@ def install(python: str, folder: Path, wheel: Path, pins: Sequence[str]) -> Path
 def test_it_installs_and_works(
     python: str, dagster: str, integrations: str, polars: str, wheel: Path, tmp_path: Path
 ) -> None:
-    interpreter = shutil.which(f"python{python}")
-    if interpreter is None:
-        pytest.skip(f"python{python} is not on this machine.")
+    interpreter = f"python{python}"
+    # A shim of a version manager may be there for what is not.
+    if subprocess.run(["sh", "-c", f"{interpreter} --version"], check=False).returncode:
+        pytest.skip(f"{interpreter} is not on this machine.")
     pins = [
         *(f"{name}=={dagster}" for name in ("dagster", "dagster-webserver", "dagster-dg-cli")),
         *(f"dagster-aws=={integrations}", f"polars=={polars}"),

@@ -232,11 +232,11 @@ def test_dagsters_post_processing_works() -> None:
     definitions = built(
         {},
         post_processing={
-            "assets": [{"target": "key:filtered_dataset", "attributes": {"tags": {"tier": "1"}}}]
+            "assets": [{"target": "key:filtered_dataset", "attributes": {"tags": {"tier": "gold"}}}]
         },
     )
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    assert specs["filtered_dataset"].tags["tier"] == "1"
+    assert specs["filtered_dataset"].tags["tier"] == "gold"
     assert "tier" not in specs["value_scores"].tags
 
 
