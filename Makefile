@@ -79,12 +79,14 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.noise_pool
 	$(BIN)/python -m benchmarks.noise_gate
+	$(BIN)/python -m benchmarks.calibration_plot
 	$(BIN)/python -m benchmarks.noise_unconditional
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.vision_passes
 	$(BIN)/python -m benchmarks.vision_tasks
 	$(BIN)/python -m benchmarks.many_shards
 	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m benchmarks.adoption
 	$(BIN)/python -m pip install --quiet -c constraints.txt deltalake pylance
 	$(BIN)/python -m benchmarks.feature_store
 	$(BIN)/python -m benchmarks.report

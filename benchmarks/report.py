@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, medians
 from benchmarks.rendering import result, table
-from benchmarks.report_operations import feature_store, many_shards, step_overhead
+from benchmarks.report_operations import adoption, feature_store, many_shards, step_overhead
 from benchmarks.report_vision import vision_passes, vision_tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -383,6 +383,7 @@ def main() -> None:
         "many_shards": many_shards,
         "step_overhead": step_overhead,
         "feature_store": feature_store,
+        "adoption": adoption,
     }
     # A part that was not measured for this release is left out.
     sections = [part() for name, part in parts.items() if (RESULTS / f"{name}.json").exists()]

@@ -72,3 +72,32 @@ that to the system; "resumable" keeps parts of {measured["rows a part"]} rows th
 
 {table(("", *stores), rows)}
 """
+
+
+def adoption() -> str:
+    measured, response = result("adoption"), result("forward_passes")
+    seconds, ui, stored = (
+        measured[key] for key in ("seconds", "seconds of the UI", "stored bytes a row")
+    )
+    tokens = response["response_tokens"] / response["rows"]
+    features = result("revaluation")["stored bytes a token"] * tokens
+    rows = [
+        ("`sample_features`, the embedded model (width 576)", f"{features / 1e3:.1f} GB"),
+        *((f"`{n}`" if "_" in n else n, f"{size / 1e3:.2f} GB") for n, size in stored.items()),
+    ]
+    dagster, integrations = (
+        seconds[key] for key in ("import dagster", "import dagster and its integrations")
+    )
+    return f"""## What adoption costs
+
+`python -m benchmarks.adoption`. Loading this project's definitions takes
+**{measured["seconds beyond dagster"]:.2f} s** beyond importing Dagster ({dagster:.2f} s);
+{integrations - dagster:.2f} s of it are the imports of dagster-aws and dagster-polars. `dagster dev` lists the
+project's assets {ui["this project"]} s after its start, and those of a project with one asset after
+{ui["one asset"]} s. Without extras {measured["installed_megabytes"]:,} MB are installed, of which
+{measured["of that not already there"]} MB are not there with torch, transformers, Dagster and polars.
+
+Stored for a million rows like GSM8K's ({tokens:.0f} response tokens each):
+
+{table(("", "on disk"), rows)}
+"""
