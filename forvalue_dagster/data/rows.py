@@ -40,6 +40,7 @@ _PROMPT_RESPONSE_NAMES = (
     ("problem", "solution"),
     ("query", "response"),
     ("instruction", "response"),
+    ("input", "output"),
 )
 
 

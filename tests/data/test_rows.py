@@ -21,6 +21,7 @@ def messages(source: dict, columns: Columns | None = None) -> list[dict]:
         {"prompt": "Hi?", "response": "Hello."},
         {"prompt": "Hi?", "completion": "Hello."},
         {"Question": "Hi?", "Answer": "Hello."},
+        {"input": "Hi?", "output": "Hello."},
         {"instruction": "Hi?", "output": "Hello."},
         {"instruction": "Hi?", "input": "", "output": "Hello."},
         {"messages": CHAT},
