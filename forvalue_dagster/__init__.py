@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
-    from forvalue_dagster.orchestration.plan import Automation as Automation
-    from forvalue_dagster.orchestration.plan import Compute as Compute
-    from forvalue_dagster.orchestration.policies import GatePolicy as GatePolicy
-    from forvalue_dagster.orchestration.policies import SelectionPolicy as SelectionPolicy
-    from forvalue_dagster.orchestration.policies import WarningPolicy as WarningPolicy
-    from forvalue_dagster.orchestration.resources import Valuation as Valuation
-    from forvalue_dagster.orchestration.sources import RowSource as RowSource
-    from forvalue_dagster.orchestration.sources import UpstreamRows as UpstreamRows
+    from forvalue_dagster.orchestration.options.plan import Automation as Automation
+    from forvalue_dagster.orchestration.options.plan import Compute as Compute
+    from forvalue_dagster.orchestration.options.policies import GatePolicy as GatePolicy
+    from forvalue_dagster.orchestration.options.policies import SelectionPolicy as SelectionPolicy
+    from forvalue_dagster.orchestration.options.policies import WarningPolicy as WarningPolicy
+    from forvalue_dagster.orchestration.options.resources import Valuation as Valuation
+    from forvalue_dagster.orchestration.options.sources import RowSource as RowSource
+    from forvalue_dagster.orchestration.options.sources import UpstreamRows as UpstreamRows
     from forvalue_dagster.quality.gate import GateReport as GateReport
     from forvalue_dagster.quality.gate import require_certified as require_certified
     from forvalue_dagster.storage.location import Storage as Storage
@@ -47,23 +47,23 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Attribution": "engine.options",
-    "Automation": "orchestration.plan",
+    "Automation": "orchestration.options.plan",
     "Columns": "data.rows",
-    "Compute": "orchestration.plan",
+    "Compute": "orchestration.options.plan",
     "ForValueComponent": "orchestration.component",
-    "GatePolicy": "orchestration.policies",
+    "GatePolicy": "orchestration.options.policies",
     "GateReport": "quality.gate",
     "ModelConfig": "models.config",
     "NoiseOptions": "valuation.noise_options",
     "Refine": "engine.options",
-    "RowSource": "orchestration.sources",
+    "RowSource": "orchestration.options.sources",
     "Selection": "engine.selection",
-    "SelectionPolicy": "orchestration.policies",
+    "SelectionPolicy": "orchestration.options.policies",
     "Storage": "storage.location",
-    "UpstreamRows": "orchestration.sources",
-    "Valuation": "orchestration.resources",
+    "UpstreamRows": "orchestration.options.sources",
+    "Valuation": "orchestration.options.resources",
     "WarmUp": "models.warm_up_config",
-    "WarningPolicy": "orchestration.policies",
+    "WarningPolicy": "orchestration.options.policies",
     "corrupt_responses": "data.corruption",
     "embedded_model_directory": "models.embedded",
     "noise_recipe": "data.recipes",

@@ -26,10 +26,10 @@ from dagster_pipes import (
 )
 from upath import UPath
 
-from forvalue_dagster.orchestration.feature_step import FEATURE_ROWS, parts_of, pass_shard
-from forvalue_dagster.orchestration.progress import engine_warnings
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.warm_up import fetch_adapter
+from forvalue_dagster.orchestration.assets.feature_step import FEATURE_ROWS, parts_of, pass_shard
+from forvalue_dagster.orchestration.display.progress import engine_warnings
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.trained_adapter import fetch_adapter
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table, write_table
@@ -67,7 +67,7 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
     """Write the feature table of a shard.
 
     Args:
-        job: what `orchestration.feature_step.worker_job` wrote down.
+        job: what `orchestration.assets.feature_step.worker_job` wrote down.
         log: that progress goes to.
 
     Returns:

@@ -15,11 +15,15 @@ from pydantic import BaseModel, Field, create_model
 from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
 from forvalue_dagster.orchestration.definitions import valuation_definitions
-from forvalue_dagster.orchestration.plan import Automation, Compute
-from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
-from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.options.plan import Automation, Compute
+from forvalue_dagster.orchestration.options.policies import (
+    GatePolicy,
+    SelectionPolicy,
+    WarningPolicy,
+)
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
 from forvalue_dagster.orchestration.scaffolding import ForValueScaffolder
-from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.location import Storage
 

@@ -10,28 +10,35 @@ import dagster as dg
 
 from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
-from forvalue_dagster.orchestration.attribution_assets import build_attribution_assets
-from forvalue_dagster.orchestration.automation import build_automation_sensor
-from forvalue_dagster.orchestration.estimate import build_estimate_job
-from forvalue_dagster.orchestration.fidelity_check import build_fidelity_check
-from forvalue_dagster.orchestration.filtering import build_filtered_dataset
-from forvalue_dagster.orchestration.model_assets import build_feature_asset, build_profile_asset
-from forvalue_dagster.orchestration.naming import ASSETS, Naming, Translation
-from forvalue_dagster.orchestration.plan import Automation, Compute, Plan
-from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
-from forvalue_dagster.orchestration.profile_check import build_profile_check
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.retention import build_retention_job
-from forvalue_dagster.orchestration.row_assets import build_row_assets, build_source_assets
-from forvalue_dagster.orchestration.row_checks import Suite, build_row_checks
-from forvalue_dagster.orchestration.score_assets import build_score_asset
-from forvalue_dagster.orchestration.score_checks import build_score_checks
-from forvalue_dagster.orchestration.sensors import (
+from forvalue_dagster.orchestration.assets.attribution import build_attribution_assets
+from forvalue_dagster.orchestration.assets.filtered_dataset import build_filtered_dataset
+from forvalue_dagster.orchestration.assets.model_steps import (
+    build_feature_asset,
+    build_profile_asset,
+)
+from forvalue_dagster.orchestration.assets.rows import build_row_assets, build_source_assets
+from forvalue_dagster.orchestration.assets.scores import build_score_asset
+from forvalue_dagster.orchestration.assets.valuation_model import build_model_asset
+from forvalue_dagster.orchestration.automation.conditions import build_automation_sensor
+from forvalue_dagster.orchestration.automation.estimate import build_estimate_job
+from forvalue_dagster.orchestration.automation.retention import build_retention_job
+from forvalue_dagster.orchestration.automation.sensors import (
     build_discovery_schedule,
     build_source_sensors,
 )
-from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
-from forvalue_dagster.orchestration.warm_up import build_model_asset
+from forvalue_dagster.orchestration.checks.fidelity import build_fidelity_check
+from forvalue_dagster.orchestration.checks.profile import build_profile_check
+from forvalue_dagster.orchestration.checks.rows import Suite, build_row_checks
+from forvalue_dagster.orchestration.checks.scores import build_score_checks
+from forvalue_dagster.orchestration.naming import ASSETS, Naming, Translation
+from forvalue_dagster.orchestration.options.plan import Automation, Compute, Plan
+from forvalue_dagster.orchestration.options.policies import (
+    GatePolicy,
+    SelectionPolicy,
+    WarningPolicy,
+)
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import ParquetIOManager
 from forvalue_dagster.storage.tensors import TensorIOManager

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 import forvalue_dagster as fv
-from forvalue_dagster.orchestration.filtering import certify
-from forvalue_dagster.orchestration.score_checks import (
+from forvalue_dagster.orchestration.assets.filtered_dataset import certify
+from forvalue_dagster.orchestration.checks.scores import (
     check_conservation,
     check_distribution,
     check_noise,
     check_share,
 )
-from forvalue_dagster.orchestration.selection_check import check_selection
+from forvalue_dagster.orchestration.checks.selection import check_selection
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.manifest import MadeFrom, Manifest, ShardEntry
 from forvalue_dagster.quality.verdicts import SHIFTED, ShardVerdict

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.policies import WarningPolicy
+from forvalue_dagster.orchestration.options.policies import WarningPolicy
 
 SELECTION = "selection"
 

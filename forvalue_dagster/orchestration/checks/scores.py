@@ -13,14 +13,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.describe import (
+from forvalue_dagster.orchestration.checks.judging import StoredProbe
+from forvalue_dagster.orchestration.display.describe import (
     EXTREMES,
     MAX_ROWS_LISTED,
     listing,
     outcome_counts,
     share,
 )
-from forvalue_dagster.orchestration.judging import StoredProbe
+from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.naming import (
     BLOCKING,
     LEAKAGE,
@@ -28,8 +29,7 @@ from forvalue_dagster.orchestration.naming import (
     ROW_CONSERVATION,
     Naming,
 )
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.quality.distribution import ValueHistogram, stability_index
 from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from forvalue_dagster.orchestration.plan import Automation
+from forvalue_dagster.orchestration.options.plan import Automation
 
 AC = dg.AutomationCondition
 Condition = dg.AutomationCondition[Any]

@@ -7,10 +7,10 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.describe import listing
+from forvalue_dagster.orchestration.display.describe import listing
+from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.quality.verdicts import probe_objection
 from forvalue_dagster.storage.tensors import TensorFile
 

@@ -15,24 +15,28 @@ from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.selection import Selection, select_rows
-from forvalue_dagster.orchestration.automation import fan_in
-from forvalue_dagster.orchestration.filtered_rows import (
+from forvalue_dagster.orchestration.assets.filtered_rows import (
     PLACE,
     dropped_lines,
     kept_lines,
     with_text,
     write_lines,
 )
-from forvalue_dagster.orchestration.judging import StoredProbe, judge_shards, shard_table
+from forvalue_dagster.orchestration.assets.refining import describe_refinement, refine_shards
+from forvalue_dagster.orchestration.automation.conditions import fan_in
+from forvalue_dagster.orchestration.checks.judging import StoredProbe, judge_shards, shard_table
+from forvalue_dagster.orchestration.checks.selection import SELECTION, check_selection
+from forvalue_dagster.orchestration.display.plots import histogram
+from forvalue_dagster.orchestration.display.report import build_report, render_report
 from forvalue_dagster.orchestration.naming import TRAINING_SHARDS, Naming, code_version, resolved
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.policies import GatePolicy, SelectionPolicy, WarningPolicy
-from forvalue_dagster.orchestration.refining import describe_refinement, refine_shards
-from forvalue_dagster.orchestration.report import build_report, render_report
-from forvalue_dagster.orchestration.resources import PROFILE_SETTINGS, Valuation, settings
-from forvalue_dagster.orchestration.selection_check import SELECTION, check_selection
-from forvalue_dagster.orchestration.warm_up import model_dependency
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.policies import (
+    GatePolicy,
+    SelectionPolicy,
+    WarningPolicy,
+)
+from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, Valuation, settings
+from forvalue_dagster.orchestration.trained_adapter import model_dependency
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile

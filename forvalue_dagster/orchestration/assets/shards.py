@@ -16,8 +16,8 @@ import dagster as dg
 import polars as pl
 from upath import UPath
 
+from forvalue_dagster.orchestration.display.plots import without_plots
 from forvalue_dagster.orchestration.naming import BLOCKING
-from forvalue_dagster.orchestration.plots import without_plots
 from forvalue_dagster.quality.standing import (
     DATA_VERSION,
     check_evaluation,

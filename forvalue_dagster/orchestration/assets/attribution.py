@@ -13,12 +13,12 @@ import polars as pl
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
-from forvalue_dagster.orchestration.automation import behind_checks, fan_in
+from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.automation.conditions import behind_checks, fan_in
 from forvalue_dagster.orchestration.naming import Naming, code_version
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
-from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.trained_adapter import trained_adapter
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 

@@ -12,26 +12,26 @@ import polars as pl
 
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.orchestration.automation import behind_checks
-from forvalue_dagster.orchestration.describe import outcome_counts
-from forvalue_dagster.orchestration.feature_step import (
+from forvalue_dagster.orchestration.assets.feature_step import (
     FEATURE_ROWS,
     parts_of,
     pass_shard,
     worker_job,
 )
+from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.automation.conditions import behind_checks
+from forvalue_dagster.orchestration.display.describe import outcome_counts
+from forvalue_dagster.orchestration.display.plots import histogram
+from forvalue_dagster.orchestration.display.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.naming import Naming, code_version
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
-from forvalue_dagster.orchestration.resources import (
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import (
     FEATURE_SETTINGS,
     PROFILE_SETTINGS,
     Valuation,
     settings,
 )
-from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
-from forvalue_dagster.orchestration.warm_up import (
+from forvalue_dagster.orchestration.trained_adapter import (
     adapter_pointer,
     model_dependency,
     trained_adapter,

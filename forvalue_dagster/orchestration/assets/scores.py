@@ -12,24 +12,29 @@ import polars as pl
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.orchestration.automation import behind_checks
-from forvalue_dagster.orchestration.describe import EXTREMES, extremes, outcome_counts, share
-from forvalue_dagster.orchestration.judging import StoredProbe
+from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.automation.conditions import behind_checks
+from forvalue_dagster.orchestration.checks.judging import StoredProbe
+from forvalue_dagster.orchestration.checks.scores import HISTOGRAM, ScoreJudge
+from forvalue_dagster.orchestration.display.describe import (
+    EXTREMES,
+    extremes,
+    outcome_counts,
+    share,
+)
+from forvalue_dagster.orchestration.display.plots import histogram
+from forvalue_dagster.orchestration.display.progress import engine_warnings, log_progress
+from forvalue_dagster.orchestration.display.thumbnails import thumbnails
 from forvalue_dagster.orchestration.naming import Naming, code_version, resolved
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.policies import GatePolicy, WarningPolicy
-from forvalue_dagster.orchestration.progress import engine_warnings, log_progress
-from forvalue_dagster.orchestration.resources import (
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.orchestration.options.resources import (
     FEATURE_SETTINGS,
     SCORE_SETTINGS,
     Valuation,
     settings,
 )
-from forvalue_dagster.orchestration.score_checks import HISTOGRAM, ScoreJudge
-from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
-from forvalue_dagster.orchestration.thumbnails import thumbnails
-from forvalue_dagster.orchestration.warm_up import model_dependency, trained_adapter
+from forvalue_dagster.orchestration.trained_adapter import model_dependency, trained_adapter
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.storage.location import Storage

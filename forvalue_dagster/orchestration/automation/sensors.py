@@ -10,6 +10,7 @@ from hashlib import sha256
 import dagster as dg
 
 from forvalue_dagster.data.files import DataFileError
+from forvalue_dagster.orchestration.automation.retention import purge_request
 from forvalue_dagster.orchestration.naming import (
     MODEL_FILES,
     TRAINING_FILES,
@@ -17,10 +18,9 @@ from forvalue_dagster.orchestration.naming import (
     VALIDATION_FILES,
     Naming,
 )
-from forvalue_dagster.orchestration.plan import Automation, Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.retention import purge_request
-from forvalue_dagster.orchestration.sources import RowForm, RowSource
+from forvalue_dagster.orchestration.options.plan import Automation, Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.options.sources import RowForm, RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from upath import UPath
 
+from forvalue_dagster.orchestration.display.progress import log_progress
 from forvalue_dagster.orchestration.naming import resolved
-from forvalue_dagster.orchestration.progress import log_progress
-from forvalue_dagster.orchestration.resources import Valuation
+from forvalue_dagster.orchestration.options.resources import Valuation
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parts import StoredParts

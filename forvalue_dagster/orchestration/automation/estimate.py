@@ -7,10 +7,10 @@ import polars as pl
 from pydantic import Field
 
 from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.sources import RowSource
-from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.options.sources import RowSource
+from forvalue_dagster.orchestration.trained_adapter import trained_adapter
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
 

@@ -11,9 +11,9 @@ from forvalue_dagster.engine.options import Refine
 from forvalue_dagster.engine.refine import Refinement, refine_scores
 from forvalue_dagster.engine.selection import Selection
 from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.trained_adapter import trained_adapter
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import load_tensors
 

@@ -6,9 +6,9 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.orchestration.naming import Naming
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.warm_up import trained_adapter
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.trained_adapter import trained_adapter
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from forvalue_dagster.orchestration.plots import as_svg, histogram_figure, interval_figure
+from forvalue_dagster.orchestration.display.plots import as_svg, histogram_figure, interval_figure
 from forvalue_dagster.quality.manifest import Manifest
 
 _EXTREMES = 10

@@ -11,7 +11,13 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
-from forvalue_dagster.orchestration.automation import behind_checks, on_new_content
+from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
+from forvalue_dagster.orchestration.automation.conditions import (
+    behind_checks,
+    on_new_content,
+)
+from forvalue_dagster.orchestration.checks.rows import Suite, check_rows, written_suites
+from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.naming import (
     MODEL_FILES,
     TRAINING_FILES,
@@ -21,11 +27,8 @@ from forvalue_dagster.orchestration.naming import (
     code_version,
     resolved,
 )
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.plots import histogram
-from forvalue_dagster.orchestration.row_checks import Suite, check_rows, written_suites
-from forvalue_dagster.orchestration.shards import ShardTable, materialize_shards
-from forvalue_dagster.orchestration.sources import RowSource, UpstreamRows
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
 from forvalue_dagster.storage.location import Storage
 
 

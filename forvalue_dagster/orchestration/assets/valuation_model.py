@@ -9,58 +9,17 @@ would make all features stale. It records which rows it was trained on instead.
 import json
 from dataclasses import asdict
 from hashlib import sha256
-from pathlib import Path
 
 import dagster as dg
-from upath import UPath
 
-from forvalue_dagster.orchestration.automation import when_configured_anew
-from forvalue_dagster.orchestration.naming import MODEL_FILES, Naming, code_version
-from forvalue_dagster.orchestration.plan import Plan
-from forvalue_dagster.orchestration.resources import Valuation
-from forvalue_dagster.orchestration.sources import RowSource
+from forvalue_dagster.orchestration.automation.conditions import when_configured_anew
+from forvalue_dagster.orchestration.naming import Naming, code_version
+from forvalue_dagster.orchestration.options.plan import Plan
+from forvalue_dagster.orchestration.options.resources import Valuation
+from forvalue_dagster.orchestration.options.sources import RowSource
+from forvalue_dagster.orchestration.trained_adapter import ADAPTER_FILES, adapter_pointer
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.location import Storage
-
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-def model_dependency(naming: Naming, plan: Plan) -> list[dg.AssetKey]:
-    """Return what the steps with a model depend on beside their rows."""
-    trained = [naming.key("valuation_model")] if plan.warm_up is not None else []
-    return trained + ([naming.key(MODEL_FILES)] if plan.watches_model else [])
-
-
-def trained_adapter(naming: Naming, plan: Plan, storage: Storage) -> Path | None:
-    """Return a local folder with the adapter that `valuation_model` trained, if there is one.
-
-    Raises:
-        dagster.Failure: if it has not been trained yet.
-    """
-    return None if plan.warm_up is None else fetch_adapter(adapter_pointer(naming, storage))
-
-
-def fetch_adapter(pointer: UPath) -> Path:
-    """Return a local folder with the adapter that a pointer names.
-
-    Raises:
-        dagster.Failure: if it has not been trained yet.
-    """
-    from forvalue_dagster.models.embedded import cache_root
-
-    if not pointer.exists():
-        raise dg.Failure(
-            f"A warm-up is configured, but {pointer} is absent. Materialise valuation_model first.",
-            allow_retries=False,
-        )
-    digest = json.loads(pointer.read_text("utf-8"))["adapter"]
-    local: Path = cache_root() / "adapters" / str(digest)
-    for name in _FILES:
-        if not (local / name).exists():
-            local.mkdir(parents=True, exist_ok=True)
-            with atomic_write(UPath(local / name)) as stream:
-                stream.write((pointer.parent / pointer.stem / digest / name).read_bytes())
-    return local
 
 
 def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
@@ -101,9 +60,9 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         adapter, used = train_adapter(
             valuation.config(), rows, valuation.tokens, warm_up, workspace, context.log.info
         )
-        digest = fingerprint_files(adapter / name for name in _FILES)
+        digest = fingerprint_files(adapter / name for name in ADAPTER_FILES)
         pointer = adapter_pointer(naming, storage)
-        for name in _FILES:
+        for name in ADAPTER_FILES:
             with atomic_write(pointer.parent / pointer.stem / digest / name) as stream:
                 stream.write((adapter / name).read_bytes())
         trained_on = rows[used]["sample_id"].to_list()
@@ -121,8 +80,3 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         )
 
     return valuation_model
-
-
-def adapter_pointer(naming: Naming, storage: Storage) -> UPath:
-    """Return the file that names the adapter in force."""
-    return storage.path(*naming.key("valuation_model").path).with_suffix(".json")

@@ -1,0 +1,1 @@
+"""The assets of the graph, and the steps behind them."""

@@ -1,0 +1,1 @@
+"""What runs when: conditions, sensors, and the jobs of upkeep."""

@@ -1,0 +1,1 @@
+"""The checks of the graph, and how a shard is judged."""

@@ -1,0 +1,1 @@
+"""What a user of the graph decides: sources, resources, policies, plan."""
