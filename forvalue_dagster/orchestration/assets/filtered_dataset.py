@@ -3,20 +3,22 @@
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
-from hashlib import sha256
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.engine.selection import Selection, select_rows
+from forvalue_dagster.orchestration.assets.decision import (
+    content_version,
+    decide,
+    policy_in_force,
+    stop_or_exclude,
+)
 from forvalue_dagster.orchestration.assets.filtered_rows import (
-    PLACE,
     dropped_lines,
     kept_lines,
     with_text,
@@ -37,19 +39,10 @@ from forvalue_dagster.orchestration.options.policies import (
 )
 from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, Valuation, settings
 from forvalue_dagster.orchestration.trained_adapter import model_dependency
-from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest, ShardEntry
+from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.tensors import TensorFile
 
-_KEPT_SCORES = [
-    "value",
-    "alignment",
-    "value_per_token",
-    "noise_probability",
-    "nll",
-    "response_tokens",
-    "truncated",
-]
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
@@ -156,8 +149,8 @@ def build_filtered_dataset(
         entries = judge_shards(
             context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
         )
-        _stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
-        policy = _policy(context, selection, entries)
+        stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
+        policy = policy_in_force(context, selection, entries)
 
         refinement = None
         passed = {entry.shard: scores[entry.shard] for entry in entries if entry.passed}
@@ -177,7 +170,7 @@ def build_filtered_dataset(
                 f"{refinement.refined} of {refinement.rows} rows computed exactly; the boundary "
                 f"of the selection is {refinement.boundary}."
             )
-        decided = _decide(scores, entries, policy)
+        decided = decide(scores, entries, policy)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
         manifest = Manifest(
@@ -220,7 +213,7 @@ def build_filtered_dataset(
         write_lines(files["report"], [render_report(report, decided)])
 
         for key, table in ((filtered_key, kept), (dropped_key, dropped)):
-            context.set_data_version(key, _content(table, entries))
+            context.set_data_version(key, content_version(table, entries))
         yield dg.Output(
             with_text(raw_finetuning_data, kept),
             output_name="filtered_dataset",
@@ -266,77 +259,6 @@ def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:
             "shards_left_out": len(manifest.blocked),
         },
     )
-
-
-def _stop_or_exclude(
-    context: dg.AssetExecutionContext,
-    entries: Iterable[ShardEntry],
-    missing: Iterable[str],
-    on_blocked_shard: str,
-) -> None:
-    """Fail the run if a shard is blocked and that stops the dataset; say so in any case."""
-    blocked = [entry.summary for entry in entries if not entry.passed]
-    blocked += [f"shard {shard!r}: not valued yet" for shard in missing]
-    if not blocked:
-        return
-    listing = "; ".join(blocked)
-    if on_blocked_shard == "fail":
-        raise dg.Failure(
-            f"Blocked: {listing}. Mend or remove these shards, or set on_blocked_shard to "
-            "'exclude' to build the dataset without them.",
-            allow_retries=False,
-        )
-    context.log.warning(f"Excluded from the filtered dataset: {listing}.")
-
-
-def _policy(
-    context: dg.AssetExecutionContext, selection: SelectionPolicy, entries: Iterable[ShardEntry]
-) -> Selection:
-    """Return the policy; a probe that proves nothing, where that is let pass, drops no rows."""
-    policy = selection.selection()
-    unfit = any(entry.passed and entry.verdict.verdict == "uncertified" for entry in entries)
-    if policy.max_noise_probability is None or not unfit:
-        return policy
-    context.log.warning(
-        "max_noise_probability drops no rows: the noise probe proves nothing, which the gate's "
-        "policy lets pass."
-    )
-    return replace(policy, max_noise_probability=None)
-
-
-def _decide(
-    scores: Mapping[str, pl.DataFrame], entries: Iterable[ShardEntry], selection: Selection
-) -> pl.DataFrame:
-    """Return every row's place and scores with `drop_reason`, null for a kept row."""
-    passed, blocked = [], []
-    for entry in entries:
-        if entry.passed:
-            passed.append(scores[entry.shard])
-        else:
-            reason = pl.lit(f"blocked: {entry.summary}")
-            blocked.append(scores[entry.shard].with_columns(drop_reason=reason))
-    if not passed:
-        raise dg.Failure(
-            "No shard passed its checks, so there is nothing to select from. See the checks "
-            "of raw_finetuning_data and value_scores.",
-            allow_retries=False,
-        )
-    selected = select_rows(pl.concat(passed, how="diagonal"), selection)
-    decided = pl.concat([selected, *blocked], how="diagonal")
-    values = [name for name in decided.columns if name.startswith("value_")]
-    return decided.select(*PLACE, *dict.fromkeys([*_KEPT_SCORES, *values]), "drop_reason")
-
-
-def _content(decided: pl.DataFrame, entries: Iterable[ShardEntry]) -> dg.DataVersion:
-    """Return the data version: which rows, with which scores, and of which content."""
-    shards = set(decided["shard"])
-    made_from = [
-        (entry.shard, asset, made.data_version)
-        for entry in entries
-        for asset, made in entry.made_from.items()
-        if entry.shard in shards
-    ]
-    return dg.DataVersion(sha256(f"{digest(decided)} {sorted(made_from)}".encode()).hexdigest())
 
 
 def _reason_table(dropped: pl.DataFrame) -> dg.TableMetadataValue:
