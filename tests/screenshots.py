@@ -19,8 +19,9 @@ from tests.serving import serving
 ROOT = Path(__file__).parents[1]
 # Page → (address, what must be on it before it is photographed).
 SHARD = "noisy"
+GROUPS = "%2C".join(f"global%40global%3A{group}" for group in ("forvalue", "finetuning"))
 PAGES: dict[str, tuple[str, str]] = {
-    "groups": ("/asset-groups/~*/?expanded=", "Global asset lineage"),
+    "lineage": (f"/asset-groups/~*?expanded={GROUPS}", "value_scores"),
     "overview": ("/assets/value_scores", "Kinds"),
     "asset": (f"/assets/value_scores?view=partitions&partition={SHARD}", "most_valuable"),
     "blocked_shard": (
@@ -32,13 +33,18 @@ PAGES: dict[str, tuple[str, str]] = {
 }
 
 
+# The nodes of the graph show their kinds only where there is room for all; other pages end early.
+SIZES = {"lineage": (2300, 1100), "dataset": (1500, 600), "automation": (1500, 480)}
+SIZE = (1500, 900)
+
+
 def chromium() -> str | None:
     """The browser, if there is one."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
-def browser(width: int = 1500, height: int = 900, *, dark: bool = False) -> Iterator[Page]:
+def browser(*, dark: bool = False) -> Iterator[Page]:
     """Open an empty page."""
     path = chromium()
     if path is None:
@@ -49,14 +55,16 @@ def browser(width: int = 1500, height: int = 900, *, dark: bool = False) -> Iter
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         scheme = "dark" if dark else "light"
-        size = {"width": width, "height": height}
-        yield opened.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+        yield opened.new_page(color_scheme=scheme)  # type: ignore[arg-type]
         opened.close()
 
 
-def show(page: Page, address: str, expected: str) -> str:
-    """Go to a page, wait until it shows a text, and return all that it shows."""
-    page.goto(address, wait_until="domcontentloaded")
+def show(page: Page, address: str, name: str) -> str:
+    """Go to one of `PAGES`, wait until it shows its text, and return all that it shows."""
+    path, expected = PAGES[name]
+    width, height = SIZES.get(name, SIZE)
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(f"{address}{path}", wait_until="domcontentloaded")
     page.get_by_text(expected).first.wait_for(timeout=60_000)
     for offer in ("Skip", "Hide navigation"):
         button = page.get_by_text(offer, exact=True)
@@ -76,8 +84,8 @@ def main() -> None:
         serving(["dagster-webserver", "-w", "workspace.yaml"], arguments.home) as address,
         browser() as page,
     ):
-        for name, (path, expected) in PAGES.items():
-            show(page, f"{address}{path}", expected)
+        for name in PAGES:
+            show(page, address, name)
             page.screenshot(path=arguments.images / f"{name}.png")
         page.goto(f"file://{report}")
         page.set_viewport_size({"width": 1000, "height": 1100})

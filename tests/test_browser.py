@@ -75,8 +75,8 @@ def test_the_interface_shows_what_a_person_looks_for(
     address, folder = site
     seen = {}
     with shots.browser() as page:
-        for name, (path, expected) in shots.PAGES.items():
-            seen[name] = shots.show(page, f"{address}{path}", expected)
+        for name in shots.PAGES:
+            seen[name] = shots.show(page, address, name)
             page.screenshot(path=tmp_path / f"{name}.png")
             assert (tmp_path / f"{name}.png").stat().st_size > 20_000
         report = folder / "files" / "filtered_dataset.report.html"
@@ -85,7 +85,9 @@ def test_the_interface_shows_what_a_person_looks_for(
         # The drawings are there, and nothing went wrong on the page.
         assert page.locator("svg").count() == 2
     for asset in ("raw_finetuning_data", "sample_features", "value_scores", "filtered_dataset"):
-        assert asset in seen["groups"]
+        assert asset in seen["lineage"]
+    for kind in ("torch", "Parquet", "safetensors", "File"):
+        assert kind in seen["lineage"]
     for shown in ("Group", "forvalue", "Parquet", "Polars", "noise_probability"):
         assert shown in seen["overview"]
     assert "harmful_share" in seen["asset"]
