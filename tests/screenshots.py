@@ -74,6 +74,13 @@ def show(page: Page, address: str, name: str) -> str:
     return page.inner_text("body")
 
 
+def open_plot(page: Page) -> None:
+    """On a page with metadata, show the first plot, and wait until it is drawn."""
+    page.get_by_text("[Show Markdown]").first.click()
+    page.locator("img[src^='data:image/png']").wait_for()
+    page.wait_for_timeout(1000)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=ROOT / ".demo" / "dagster_home")
@@ -87,6 +94,9 @@ def main() -> None:
         for name in PAGES:
             show(page, address, name)
             page.screenshot(path=arguments.images / f"{name}.png")
+            if name == "asset":
+                open_plot(page)
+                page.screenshot(path=arguments.images / "plot.png")
         page.goto(f"file://{report}")
         page.set_viewport_size({"width": 1000, "height": 1100})
         page.screenshot(path=arguments.images / "report.png")

@@ -79,6 +79,8 @@ def test_the_interface_shows_what_a_person_looks_for(
             seen[name] = shots.show(page, address, name)
             page.screenshot(path=tmp_path / f"{name}.png")
             assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+            if name == "asset":
+                shots.open_plot(page)
         report = folder / "files" / "filtered_dataset.report.html"
         page.goto(f"file://{report}")
         seen["report"] = page.inner_text("body")

@@ -83,6 +83,7 @@ def histogram_figure(
         axes.axvline(position, color=_INK, linestyle="--", linewidth=1, label=name)
     axes.set_xlabel(unit, color=_INK)
     axes.set_ylabel("rows", color=_INK)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     if len(values) + len(marks or {}) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
     return figure
