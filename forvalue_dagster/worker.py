@@ -26,6 +26,7 @@ from dagster_pipes import (
 )
 from upath import UPath
 
+from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.orchestration.assets.feature_step import FEATURE_ROWS, parts_of, pass_shard
 from forvalue_dagster.orchestration.display.progress import engine_warnings
 from forvalue_dagster.orchestration.options.resources import Valuation
@@ -86,8 +87,7 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
     with engine_warnings(log), valuation.session(adapter) as loaded:
         done = pass_shard(loaded, rows, parts, store, valuation, log)
     write_table(target, parts)
-    place = ["shard", "row"]
-    complete = done.lines.select(place).sort(place).equals(rows.select(place).sort(place))
+    complete = done.lines.select(PLACE).sort(PLACE).equals(rows.select(PLACE).sort(PLACE))
     return dict(done.figures), done.data_version, complete
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
@@ -11,6 +13,7 @@ IDENTITY: dict[str, pl.DataType] = {
     "shard": pl.String(),
     "row": pl.Int64(),
 }
+PLACE = ["shard", "row"]
 OUTCOME: dict[str, pl.DataType] = {
     "response_tokens": pl.Int64(),
     "truncated": pl.Boolean(),
@@ -55,3 +58,8 @@ ATTRIBUTION_COLUMNS: dict[str, str] = {
     "value": "how much a gradient step on the training row raises the log-likelihood of the "
     "validation row",
 }
+
+
+def group_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns that hold values for validation groups."""
+    return [n for n in names if n.startswith("value_") and n not in COLUMN_DESCRIPTIONS]

@@ -42,7 +42,7 @@ class ValuationOptions:
     batch_image_mb: float = 128.0
     image_workers: int = 2
     remembered_images: int = 0
-    window_rows: int = 1024
+    window_rows: int = 512
     memory_limit_gb: float | None = None
     features: FeaturePrecision = field(default_factory=FeaturePrecision)
     noise: NoiseOptions | None = field(default_factory=NoiseOptions)
@@ -95,7 +95,8 @@ class Attribution:
     Attributes:
         top: for each row of one side, this many rows of the other that help it most, and this
             many that hurt it most.
-        exact: compute the pairs of twice as many candidates again with the model.
+        exact: compute, for each validation row, the pairs of twice as many candidates again with
+            the model. What training rows help is told from their features in any case.
     """
 
     top: int = 10

@@ -8,7 +8,7 @@ from typing import Literal
 
 import polars as pl
 
-from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+from forvalue_dagster.engine.columns import group_columns
 
 RANKED_BELOW = "ranked below the limit"
 _TIES = ["sample_id", "shard", "row"]
@@ -93,11 +93,7 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
 
 def rank_score(scores: pl.DataFrame, selection: Selection) -> pl.Expr:
     """Return the expression that ranks the rows in question, larger first."""
-    groups = [
-        name
-        for name in scores.columns
-        if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
-    ]
+    groups = group_columns(scores.columns)
     if selection.across_groups == "pooled" or not groups:
         return pl.col(selection.by)
     per_token = selection.by == "value_per_token"

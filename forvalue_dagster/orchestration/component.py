@@ -5,6 +5,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -32,8 +33,9 @@ _Options = TypeVar("_Options")
 
 def _described(options: type) -> dict[str, str]:
     """Return what the docstring of a dataclass says of each attribute."""
-    text = (options.__doc__ or "").partition("Attributes:")[2]
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    # Cleaned, because Python 3.13 takes the indentation away and others do not.
+    text = (getdoc(options) or "").partition("Attributes:")[2]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
     return {name: re.sub(r"\s+", " ", said) for name, said in entries}
 
 

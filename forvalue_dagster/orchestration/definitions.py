@@ -130,7 +130,7 @@ def valuation_definitions(
             *build_row_assets(naming, plan, training_rows, validation_rows, suites),
             *([build_model_asset(naming, plan)] if warm_up else []),
             build_profile_asset(naming, plan, valuation),
-            build_feature_asset(naming, plan, valuation),
+            *([build_feature_asset(naming, plan, valuation)] if plan.keeps_features else []),
             build_score_asset(naming, plan, valuation, gate),
             *(build_attribution_assets(naming, plan, attribution) if attribution else []),
             build_filtered_dataset(naming, plan, selection, gate),
@@ -158,7 +158,9 @@ def valuation_definitions(
             *([build_estimate_job(naming, plan)] if from_files else []),
         ],
         sensors=sensors,
-        schedules=[build_discovery_schedule(naming, retention, schedule)] if schedule else [],
+        schedules=[build_discovery_schedule(naming, retention, plan.automation, schedule)]
+        if schedule
+        else [],
         resources={
             naming.resource(name): resource
             for name, resource in {
@@ -183,7 +185,7 @@ def _jobs(naming: Naming, plan: Plan) -> list[dg.UnresolvedAssetJobDefinition]:
         return dg.define_asset_job(naming.name(name), selection, description=description)
 
     valued = ["value_scores"]
-    if plan.scoring == "features" or plan.attribution:
+    if plan.keeps_features:
         valued.append("sample_features")
     if plan.attribution:
         valued.append("training_attribution")

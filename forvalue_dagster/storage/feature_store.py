@@ -16,8 +16,7 @@ from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table
 
 _KEYS = ["sample_id", "fingerprint", "reason"]
-# Passed on to a run's log.
-_log = logging.getLogger("forvalue_dagster.engine.feature_store")
+_log = logging.getLogger(__name__)
 
 
 @dataclass

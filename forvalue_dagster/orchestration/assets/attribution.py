@@ -15,6 +15,7 @@ from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
 from forvalue_dagster.engine.options import Attribution
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.automation.conditions import behind_checks, fan_in
+from forvalue_dagster.orchestration.checks.judging import stored_profile
 from forvalue_dagster.orchestration.naming import Naming, code_version
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.resources import Valuation
@@ -32,7 +33,6 @@ def build_attribution_assets(
         group_name=naming.group,
         io_manager_key=naming.resource("parquet_io_manager"),
         kinds={"polars", "parquet"},
-        code_version=code_version(asdict(attribution)),
         metadata={"descriptions": ATTRIBUTION_COLUMNS},
     )
     features, rows = naming.key("sample_features"), naming.key("raw_finetuning_data")
@@ -44,6 +44,7 @@ def build_attribution_assets(
 
     @decorate(
         key=naming.key("training_attribution"),
+        code_version=code_version({"top": attribution.top}),
         ins={"sample_features": dg.AssetIn(key=features), **against},
         partitions_def=naming.shards,
         description="For each training row the validation rows that it helps and hurts most.",
@@ -74,6 +75,7 @@ def build_attribution_assets(
 
     @decorate(
         key=naming.key("validation_attribution"),
+        code_version=code_version(asdict(attribution)),
         ins={
             "sample_features": dg.AssetIn(key=features, metadata=every_shard),
             "raw_finetuning_data": dg.AssetIn(key=rows, metadata=every_shard),
@@ -84,6 +86,7 @@ def build_attribution_assets(
         automation_condition=fan_in("exclude", ignoring=naming.files, shared=naming.shared),
         pool=plan.compute.pool_of("validation_attribution") if attribution.exact else None,
         op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,
+        retry_policy=plan.compute.retry_policy if attribution.exact else None,
     )
     @naming.own
     def validation_attribution(
@@ -118,9 +121,8 @@ def build_attribution_assets(
 
 def _pairs(tables: list[pl.LazyFrame], profile: TensorFile, valuation: Valuation) -> Iterator[Any]:
     from forvalue_dagster.engine.attribution import pairs_from_features
-    from forvalue_dagster.valuation.profile import ValidationProfile
 
-    stored = ValidationProfile.from_tensors(profile.tensors, profile.metadata)
+    stored = stored_profile(profile)
     for table in tables:
         yield from pairs_from_features(table, stored, valuation.options())
 

@@ -10,8 +10,8 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.digest import digest
+from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.engine.selection import Selection, select_rows
-from forvalue_dagster.orchestration.assets.filtered_rows import PLACE
 from forvalue_dagster.orchestration.options.policies import SelectionPolicy
 from forvalue_dagster.quality.manifest import ShardEntry
 

@@ -11,7 +11,7 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.read import DESCRIPTIONS
-from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
+from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS, group_columns
 from forvalue_dagster.orchestration.assets.decision import (
     content_version,
     decide,
@@ -52,7 +52,7 @@ def build_filtered_dataset(
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
     Beside the tables lie `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
-    with the reasons, `filtered_dataset.report.html` (`report.py`), and
+    with the reasons, `filtered_dataset.report.html` (`display/report.py`), and
     `filtered_dataset.manifest.json`: every shard with the materialisations it was read from, the
     verdict, the figure and the threshold. The manifest is also metadata of the dataset, where the
     gate in front of a consumer reads it.
@@ -110,6 +110,7 @@ def build_filtered_dataset(
         ],
         pool=plan.compute.pool_of("filtered_dataset") if refining else None,
         op_tags=plan.compute.tags("filtered_dataset") if refining else None,
+        retry_policy=plan.compute.retry_policy if refining else None,
         check_specs=[
             dg.AssetCheckSpec(
                 CERTIFIED,
@@ -193,11 +194,7 @@ def build_filtered_dataset(
         write_lines(files["dropped_json_lines"], dropped_lines(raw_finetuning_data, dropped))
         plain = manifest.to_json()
         write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
-        groups = [
-            name
-            for name in kept.columns
-            if name.startswith("value_") and name not in COLUMN_DESCRIPTIONS
-        ]
+        groups = group_columns(kept.columns)
         report = build_report(
             manifest,
             decided,

@@ -9,9 +9,8 @@ import polars as pl
 from upath import UPath
 
 from forvalue_dagster.data.read import source_lines
+from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.storage.atomic import atomic_write
-
-PLACE = ["shard", "row"]
 
 
 def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:

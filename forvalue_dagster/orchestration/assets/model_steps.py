@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
 from forvalue_dagster.data.read import DESCRIPTIONS
@@ -20,7 +19,7 @@ from forvalue_dagster.orchestration.assets.feature_step import (
 )
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.automation.conditions import behind_checks
-from forvalue_dagster.orchestration.display.describe import outcome_counts
+from forvalue_dagster.orchestration.display.describe import describe_probe, outcome_counts
 from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.display.progress import engine_warnings, log_progress
 from forvalue_dagster.orchestration.naming import Naming, code_version
@@ -46,7 +45,6 @@ from forvalue_dagster.storage.parquet import (
 )
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
-from forvalue_dagster.valuation.noise import NoiseProbe
 
 # One for all instances: names of types are unique in a project.
 _PARTS = dg.PythonObjectDagsterType(StoredParts)
@@ -105,31 +103,11 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
                     title="Mean response NLL of the validation rows",
                     unit="nats per token",
                 ),
-                **(_describe_probe(probe) if probe is not None else {"noise_probe": "none"}),
+                **(describe_probe(probe) if probe is not None else {"noise_probe": "none"}),
             },
         )
 
     return validation_profile
-
-
-def _describe_probe(probe: NoiseProbe) -> dict[str, Any]:
-    """Show how well the probe tells damaged validation rows from clean ones."""
-    damaged = probe.copies[np.isfinite(probe.copies)]
-    return {
-        "noise_probe_auc": round(probe.auc, 4),
-        "noise_probe_by_recipe": dg.MetadataValue.table(
-            [
-                dg.TableRecord({"recipe": name, "auc": round(auc, 4)})
-                for name, auc in probe.auc_by_recipe.items()
-            ],
-            dg.TableSchema([dg.TableColumn("recipe"), dg.TableColumn("auc", "float")]),
-        ),
-        "noise_probe": histogram(
-            {"validation rows": pl.Series(probe.clean), "damaged copies": pl.Series(damaged)},
-            title="What the noise probe, cross-fitted, says of the validation rows",
-            unit="log-odds of damage",
-        ),
-    }
 
 
 def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.AssetsDefinition:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.engine.options import Refine
 from forvalue_dagster.engine.refine import Refinement, refine_scores
 from forvalue_dagster.engine.selection import Selection
+from forvalue_dagster.orchestration.checks.judging import stored_profile
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.resources import Valuation
@@ -42,22 +44,20 @@ def refine_shards(
         storage: where the profile lies.
     """
     from forvalue_dagster.engine.scoring import score_rows
-    from forvalue_dagster.valuation.profile import ValidationProfile
 
     stored = load_tensors(
         storage.path(*naming.key("validation_profile").path).with_suffix(".safetensors")
     )
-    profile = ValidationProfile.from_tensors(stored.tensors, stored.metadata)
+    profile = stored_profile(stored)
     everything = pl.concat(scores.values(), how="diagonal")
-    place = ["shard", "row"]
     with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
         on_device = profile.to(loaded.device)
 
         def rescore(lines: pl.DataFrame) -> pl.DataFrame:
             rows = pl.concat(
-                raw[shard].join(lines.lazy().select(place), on=place, how="semi").collect()
+                raw[shard].join(lines.lazy().select(PLACE), on=PLACE, how="semi").collect()
                 for shard in lines["shard"].unique()
-            ).select("sample_id", *place, "group", "messages", "tools", "images", "problem")
+            ).select("sample_id", *PLACE, "group", "messages", "tools", "images", "problem")
             exact = score_rows(loaded, rows, on_device, valuation.options())
             if skipped := exact.filter(pl.col("status") != "scored").height:
                 raise dg.Failure(
@@ -65,7 +65,7 @@ def refine_shards(
                     "or the model changed in between. Materialise sample_features again."
                 )
             replaced = [name for name in exact.columns if name in lines.columns]
-            return lines.update(exact.select(replaced), on=place, maintain_order="left")
+            return lines.update(exact.select(replaced), on=PLACE, maintain_order="left")
 
         refined, outcome = refine_scores(everything, selection, rescore, policy)
     return {

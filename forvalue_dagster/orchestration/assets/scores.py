@@ -14,7 +14,7 @@ from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.automation.conditions import behind_checks
-from forvalue_dagster.orchestration.checks.judging import StoredProbe
+from forvalue_dagster.orchestration.checks.judging import StoredProbe, stored_profile
 from forvalue_dagster.orchestration.checks.scores import HISTOGRAM, ScoreJudge
 from forvalue_dagster.orchestration.display.describe import (
     EXTREMES,
@@ -42,7 +42,7 @@ from forvalue_dagster.storage.parquet import scan_table, table_path, unchanged
 from forvalue_dagster.storage.tensors import TensorFile
 
 if TYPE_CHECKING:
-    from forvalue_dagster.valuation.profile import ValidationProfile
+    pass
 
 
 def build_score_asset(
@@ -119,7 +119,7 @@ def build_score_asset(
         from forvalue_dagster.engine.feature_scoring import FeatureScoring
 
         scoring = FeatureScoring.of(
-            _profile(validation_profile), valuation.options(), overwrite=True
+            stored_profile(validation_profile), valuation.options(), overwrite=True
         )
 
         def score(shard: str) -> pl.DataFrame:
@@ -158,7 +158,7 @@ def build_score_asset(
         adapter = trained_adapter(naming, plan, storage)
         judge = _judge(context, naming, storage, validation_profile, gate, warnings)
         with engine_warnings(context.log), valuation.session(adapter) as loaded:
-            profile = _profile(validation_profile).to(loaded.device)
+            profile = stored_profile(validation_profile).to(loaded.device)
 
             def score(shard: str) -> pl.DataFrame:
                 with unchanged(table_path(storage, raw_key, shard)):
@@ -169,12 +169,6 @@ def build_score_asset(
             yield from shard_scores(context, storage, score, judge, valuation.thumbnails)
 
     return exact_scores if plan.scoring == "exact" else scores_from_features
-
-
-def _profile(stored: TensorFile) -> "ValidationProfile":
-    from forvalue_dagster.valuation.profile import ValidationProfile
-
-    return ValidationProfile.from_tensors(stored.tensors, stored.metadata)
 
 
 def _judge(

@@ -144,7 +144,7 @@ def build_shard_sensor(
 
 
 def build_discovery_schedule(
-    naming: Naming, purge: dg.JobDefinition, cron: str
+    naming: Naming, purge: dg.JobDefinition, automation: Automation, cron: str
 ) -> dg.ScheduleDefinition:
     """Build a schedule in place of the sensors: it looks for changes at its hours.
 
@@ -155,7 +155,7 @@ def build_discovery_schedule(
         cron_schedule=cron,
         job=purge,
         name=naming.name("discovery"),
-        default_status=dg.DefaultScheduleStatus.RUNNING,
+        default_status=automation.schedule_status,
         description="Registers new shards, reports changed ones and changed validation rows.",
     )
     @naming.own

@@ -5,6 +5,7 @@
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.orchestration.checks.judging import stored_profile
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.resources import Valuation
@@ -32,6 +33,7 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
         "values do.",
         pool=plan.compute.pool_of(FIDELITY),
         op_tags=plan.compute.tags(FIDELITY),
+        retry_policy=plan.compute.retry_policy,
     )
     @naming.own
     def feature_fidelity(
@@ -43,7 +45,6 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
     ) -> dg.AssetCheckResult:
         from forvalue_dagster.engine.fidelity import measure_fidelity, seeded_sample
         from forvalue_dagster.engine.scoring import score_rows
-        from forvalue_dagster.valuation.profile import ValidationProfile
 
         scored = value_scores.filter(pl.col("status") == "scored")
         sample = seeded_sample(scored, valuation.fidelity_rows)
@@ -54,9 +55,7 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
         rows = raw_finetuning_data.join(
             sample.lazy().select("shard", "row"), on=["shard", "row"], how="semi"
         ).collect()
-        profile = ValidationProfile.from_tensors(
-            validation_profile.tensors, validation_profile.metadata
-        )
+        profile = stored_profile(validation_profile)
         with valuation.session(trained_adapter(naming, plan, storage)) as loaded:
             exact = score_rows(loaded, rows, profile.to(loaded.device), valuation.options())
         fidelity = measure_fidelity(sample, exact)

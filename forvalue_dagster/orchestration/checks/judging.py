@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.digest import digest
+from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.orchestration.naming import BLOCKING_CHECKS, Naming
 from forvalue_dagster.quality.manifest import MadeFrom, ShardEntry
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
@@ -17,7 +19,15 @@ from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
 from forvalue_dagster.valuation.prompt_space import PromptSpace
 
-_PLACE = ["shard", "row"]
+if TYPE_CHECKING:
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+
+def stored_profile(stored: TensorFile) -> ValidationProfile:
+    """Read a whole stored profile."""
+    from forvalue_dagster.valuation.profile import ValidationProfile
+
+    return ValidationProfile.from_tensors(stored.tensors, stored.metadata)
 
 
 @dataclass(frozen=True)
@@ -138,8 +148,8 @@ def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
 
 def _strangers(scores: pl.DataFrame, raw: pl.LazyFrame) -> int:
     """Count rows of either table that the other does not hold at the same place."""
-    own = raw.select("sample_id", *_PLACE).collect()
-    key = ["sample_id", *_PLACE]
+    own = raw.select("sample_id", *PLACE).collect()
+    key = ["sample_id", *PLACE]
     return (
         own.join(scores, on=key, how="anti", nulls_equal=True).height
         + scores.join(own, on=key, how="anti", nulls_equal=True).height

@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from forvalue_dagster.orchestration.display.describe import listing
-from forvalue_dagster.orchestration.display.plots import histogram
+from forvalue_dagster.orchestration.checks.judging import stored_profile
+from forvalue_dagster.orchestration.display.describe import describe_probe, listing
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.quality.verdicts import probe_objection
@@ -33,11 +33,8 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         validation_profile: TensorFile, gate: GatePolicy, warnings: WarningPolicy
     ) -> dg.AssetCheckResult:
         from forvalue_dagster.valuation.noise import probabilities
-        from forvalue_dagster.valuation.profile import ValidationProfile
 
-        profile = ValidationProfile.from_tensors(
-            validation_profile.tensors, validation_profile.metadata
-        )
+        profile = stored_profile(validation_profile)
         problems = []
         counts = dict(zip(profile.groups, profile.counts, strict=True))
         thin = [name for name, count in counts.items() if count < warnings.min_group_rows]
@@ -61,26 +58,7 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         }
         if profile.noise is not None:
             damaged = float((probabilities(profile.noise.clean) > 0.5).mean())
-            by_recipe = profile.noise.auc_by_recipe
-            metadata |= {
-                "look_damaged": round(damaged, 4),
-                "noise_probe_auc": round(profile.noise.auc, 4),
-                **listing(
-                    "noise_probe_by_recipe",
-                    pl.DataFrame(
-                        {
-                            "recipe": list(by_recipe),
-                            "auc": [round(auc, 4) for auc in by_recipe.values()],
-                            "counts_in_the_fraction": profile.noise.detectable.tolist(),
-                        }
-                    ),
-                ),
-                "judged": histogram(
-                    {"validation rows": pl.Series(profile.noise.clean)},
-                    title="What the noise probe, cross-fitted, says of the validation rows",
-                    unit="log-odds of damage",
-                ),
-            }
+            metadata |= {"look_damaged": round(damaged, 4), **describe_probe(profile.noise)}
             if damaged > warnings.max_validation_noise:
                 problems.append(
                     f"{damaged:.0%} of the validation rows look damaged themselves (limit "

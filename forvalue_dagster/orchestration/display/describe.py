@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from forvalue_dagster.data.chat import SKIP_REASONS
+from forvalue_dagster.orchestration.display.plots import histogram
+
+if TYPE_CHECKING:
+    from forvalue_dagster.valuation.noise import NoiseProbe
 
 EXTREMES = 5
 MAX_ROWS_LISTED = 20
@@ -41,6 +48,30 @@ def extremes(rows: pl.DataFrame) -> dg.MetadataValue:
             [dg.TableColumn(name, str(dtype)) for name, dtype in shown.schema.items()]
         ),
     )
+
+
+def describe_probe(probe: NoiseProbe) -> dict[str, Any]:
+    """Show how well the noise probe tells damaged validation rows from clean ones."""
+    by_recipe = probe.auc_by_recipe
+    damaged = probe.copies[np.isfinite(probe.copies)]
+    return {
+        "noise_probe_auc": round(probe.auc, 4),
+        **listing(
+            "noise_probe_by_recipe",
+            pl.DataFrame(
+                {
+                    "recipe": list(by_recipe),
+                    "auc": [round(auc, 4) for auc in by_recipe.values()],
+                    "counts_in_the_fraction": probe.detectable.tolist(),
+                }
+            ),
+        ),
+        "noise_probe": histogram(
+            {"validation rows": pl.Series(probe.clean), "damaged copies": pl.Series(damaged)},
+            title="What the noise probe, cross-fitted, says of the validation rows",
+            unit="log-odds of damage",
+        ),
+    }
 
 
 def share(flags: pl.Series) -> float:

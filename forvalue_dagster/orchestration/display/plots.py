@@ -68,6 +68,8 @@ def histogram_figure(
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw distributions over each other; arguments as of `histogram`."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _axes(title, 2.8)
     values = {name: column.drop_nulls().to_numpy() for name, column in series.items()}
     values = {name: column for name, column in values.items() if len(column)}
@@ -83,7 +85,7 @@ def histogram_figure(
         axes.axvline(position, color=_INK, linestyle="--", linewidth=1, label=name)
     axes.set_xlabel(unit, color=_INK)
     axes.set_ylabel("rows", color=_INK)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(values) + len(marks or {}) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
     return figure

@@ -32,9 +32,9 @@ def log_progress(log: logging.Logger, rows: int) -> Callable[[int, int], None]:
 
 @contextmanager
 def engine_warnings(log: logging.Logger) -> Iterator[None]:
-    """Pass warnings of the engine, which knows no Dagster, on to a run's log."""
+    """Pass warnings of what knows no run, such as the engine, on to a run's log."""
     handler = _PassOn(log)
-    logger = logging.getLogger("forvalue_dagster.engine")
+    logger = logging.getLogger("forvalue_dagster")
     logger.addHandler(handler)
     try:
         yield

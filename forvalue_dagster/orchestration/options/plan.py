@@ -20,12 +20,13 @@ class Automation:
     """When the graph looks for changes, and how many shards it takes at a time.
 
     Attributes:
-        running: whether the sensors run by default: those that watch rows and a local model, and
-            the one that makes again what rests on a change.
+        running: whether the sensors, and the schedule, run by default: those that watch rows and a
+            local model, and the one that makes again what rests on a change.
         schedule: a cron expression; rows are then looked at by a schedule at its hours, in place of
             the sensors that watch them.
         seconds: between two looks of a sensor.
-        shards_per_tick: at most so many new or changed shards are registered in one look.
+        shards_per_tick: at most so many new or changed shards are registered in one look of a
+            sensor; the schedule takes all.
         shards_per_run: at most so many shards in a run over many.
     """
 
@@ -45,6 +46,11 @@ class Automation:
     def status(self) -> dg.DefaultSensorStatus:
         """Of the sensors, by default."""
         return dg.DefaultSensorStatus.RUNNING if self.running else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def schedule_status(self) -> dg.DefaultScheduleStatus:
+        """Of the schedule, by default."""
+        return dg.DefaultScheduleStatus(self.status.value)
 
     @property
     def many_shards(self) -> dg.BackfillPolicy:
@@ -103,6 +109,11 @@ class Plan:
     watches_model: bool = False
     automation: Automation = field(default_factory=Automation)
     compute: Compute = field(default_factory=Compute)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether anything reads token features."""
+        return self.scoring == "features" or self.attribution is not None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""

@@ -107,7 +107,7 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
         "metadata of value_scores. They are then in the event log.",
     )
     window_rows: int = Field(
-        default=512,
+        default=ValuationOptions.window_rows,
         ge=1,
         description="Rows that are batched among themselves; a killed feature pass loses at most "
         "so many.",
