@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from examples.paper import rows as preparation
 from examples.paper.__main__ import definitions_of, run
 from examples.paper.experiments import EXPERIMENTS, configuration, table
 from examples.paper.rows import Source
@@ -133,6 +134,19 @@ def test_an_experiment(name: str, saved: Path, models: dict[bool, Path], tmp_pat
     if name in ("sentence_transformations", "math_with_reasoning"):
         # The model has learnt some letters, and kinds of rows differ in theirs.
         assert figures["AUC"] > 0.9
+
+
+def test_a_second_turn_with_fewer_rows(
+    saved: Path, models: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the first turn is left in the second, which meets fewer shards and kinds."""
+    monkeypatch.setattr(preparation, "SHARD_ROWS", 10)
+    name, folder = "math_with_reasoning", tmp_path / "data" / "math_with_reasoning" / "train"
+    run(name, tmp_path, Source(saved), str(models[False]))
+    assert len(list(folder.glob("*.parquet"))) == 3
+    figures = run(name, tmp_path, Source(saved, limit=8), str(models[False]))
+    assert len(list(folder.glob("*.parquet"))) == 1
+    assert figures["AUC"] > 0.9
 
 
 def test_a_flipped_row_is_a_kind_of_its_own(saved: Path) -> None:

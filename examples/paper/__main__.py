@@ -40,10 +40,9 @@ def run(name: str, root: Path, source: Source, model: str | None = None) -> Figu
     """Prepare, value and measure."""
     EXPERIMENTS[name].prepare(source).write(root / "data" / name)
     definitions = definitions_of(name, root, model)
-    home = root / "dagster_home"
-    home.mkdir(parents=True, exist_ok=True)
     shards = sorted(path.stem for path in (root / "data" / name / "train").glob("*.parquet"))
-    with dg.DagsterInstance.local_temp(str(home)) as instance:
+    # Nothing of another experiment, or of an earlier turn, counts as a shard of this one.
+    with dg.DagsterInstance.local_temp() as instance:
         instance.add_dynamic_partitions("forvalue_shards", shards)
         _execute(definitions, "forvalue_profile", instance)
         for shard in shards:

@@ -14,8 +14,9 @@ Figures = dict[str, float]
 def identified(store: Path) -> Figures:
     """AUC and recall of training rows of a validation row's kind, means over validation rows.
 
-    Recall is among as many of the most valuable rows as the kind has. In a task with wrong labels
-    the wrong rows are a kind of their own, so that only right rows of the class count as found.
+    Recall is among as many of the most valuable rows as the kind has. A validation row none or all
+    of whose kind are training rows does not count. In a task with wrong labels the wrong rows are a
+    kind of their own, so that only right rows of the class count as found.
     """
     training = pl.concat(
         pl.read_parquet(path, columns=["shard", "row", "kind"])
@@ -34,6 +35,8 @@ def identified(store: Path) -> Figures:
     )
     aucs, recalls = [], []
     for _, own in pairs.group_by("validation_row", maintain_order=True):
+        if own["same"].n_unique() < 2:
+            continue  # all of its kind, or none: nothing to tell apart
         aucs.append(float(roc_auc_score(own["same"], own["value"])))
         recalls.append(float(own["same"].head(int(own["same"].sum())).mean()))  # type: ignore[arg-type]
     return {"AUC": sum(aucs) / len(aucs), "recall": sum(recalls) / len(recalls)}

@@ -35,7 +35,7 @@ class Source:
     Attributes:
         saved: folder of datasets written by `save_to_disk`, named as on the hub, with their
             configuration and split below; None to ask the hub.
-        limit: take at most so many rows of a split.
+        limit: take at most so many rows of a split, drawn at random.
     """
 
     saved: Path | None = None
@@ -74,7 +74,9 @@ class Source:
         return self._limited(datasets.load_from_disk(str(path)))
 
     def _limited(self, rows: Dataset) -> Dataset:
-        return rows if self.limit is None else rows.select(range(min(self.limit, len(rows))))
+        # Published rows lie by kind, so the first ones would be of one.
+        kept = len(rows) if self.limit is None else min(self.limit, len(rows))
+        return rows if kept == len(rows) else rows.shuffle(seed=SEED).select(range(kept))
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Prepared:
     validation: Iterator[Row]
 
     def write(self, folder: Path) -> None:
-        """Write train/<number>.parquet and validation.parquet."""
+        """Write train/<number>.parquet and validation.parquet in place of older ones."""
         (folder / "train").mkdir(parents=True, exist_ok=True)
+        for older in (folder / "train").glob("*.parquet"):
+            older.unlink()
         shard: list[Row] = []
         written = 0
         for row in self.training:
