@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
 import forvalue_dagster as fv
+from forvalue_dagster.orchestration.scaffolding import write_examples
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -95,6 +99,34 @@ def test_snippets_run(page: str, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=True,
     )
+
+
+@pytest.mark.model
+def test_what_the_first_five_minutes_promise(tmp_path: Path) -> None:
+    """The scaffolded rows pass the gate; with half of the answers damaged they do not."""
+    write_examples(tmp_path, "train", "validation.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "train" / "example.jsonl").open()]
+    shuffler = random.Random(0)
+    for row in rows[:20]:
+        words = row["response"].split()
+        row["response"] = " ".join(shuffler.sample(words, len(words)))
+    (tmp_path / "train" / "damaged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    definitions = fv.valuation_definitions(
+        training_rows=fv.RowSource(path=str(tmp_path / "train")),
+        validation_rows=fv.RowSource(path=str(tmp_path / "validation.jsonl")),
+        storage=fv.Storage(base_dir=str(tmp_path / "store")),
+    )
+    passed = {}
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("forvalue_shards", ["damaged", "example"])
+        definitions.resolve_job_def("forvalue_profile").execute_in_process(instance=instance)
+        for shard in ("damaged", "example"):
+            run = definitions.resolve_job_def("forvalue_shard").execute_in_process(
+                instance=instance, partition_key=shard, raise_on_error=False
+            )
+            checks = {check.check_name: check for check in run.get_asset_check_evaluations()}
+            passed[shard] = checks["noise_fraction"].passed
+    assert passed == {"damaged": False, "example": True}
 
 
 @pytest.mark.model

@@ -13,6 +13,7 @@ from examples.paper import rows
 from examples.paper.cost import SIZES, Work, gigabytes, hours
 from examples.paper.measure import Figures, identified, selected
 
+_LLAMA = "Llama-3.2-11B-Vision"
 CONFIGURATIONS = Path(__file__).with_name("configurations")
 
 
@@ -28,6 +29,7 @@ class Experiment:
         expected: the paper's figures, by the names of `measure`, and others that a finetune of
             one's own would have to show.
         work: rows and tokens, for the estimate.
+        found_with: the model of the paper's figures, where it is another than the configuration's.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Experiment:
     measure: Callable[[Path], Figures]
     expected: Mapping[str, float]
     work: Work
+    found_with: str = ""
 
 
 def _identification(title: str, task: str, auc: float, recall: float, tokens: int) -> Experiment:
@@ -90,6 +93,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         identified,
         {"AUC": 0.995, "recall": 1.0},
         Work(800, 200, 370),
+        _LLAMA,
     ),
     "subject": Experiment(
         "Which of thirty subjects",
@@ -98,6 +102,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         identified,
         {"AUC": 0.995, "recall": 0.985},
         Work(98, 60, 370),
+        _LLAMA,
     ),
     "style": Experiment(
         "Which of three styles",
@@ -106,6 +111,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         identified,
         {"AUC": 0.974, "recall": 0.997},
         Work(600, 150, 400),
+        _LLAMA,
     ),
 }
 
@@ -126,11 +132,12 @@ def table() -> str:
     for name, experiment in EXPERIMENTS.items():
         model = configuration(name)["valuation"]["name"]
         size, work = SIZES[model], experiment.work
+        other = f" ({experiment.found_with})" if experiment.found_with else ""
         figures = ", ".join(f"{what} {figure:g}" for what, figure in experiment.expected.items())
         spent = hours(size, work)
         said = "under 0.05" if spent < 0.05 else f"{spent:.1f}"
         lines.append(
-            f"| `{name}`: {experiment.title} | {experiment.data} | `{model}` | {figures} "
+            f"| `{name}`: {experiment.title} | {experiment.data} | `{model}` | {figures}{other} "
             f"| {gigabytes(size, work):.0f} GB | {said} |"
         )
     return "\n".join(lines) + "\n"

@@ -19,7 +19,8 @@ class Selection:
     """A policy. Thresholds first, then the best rows up to the smallest of the limits given.
 
     Attributes:
-        by: the score that ranks rows, larger first.
+        by: the score that ranks rows, larger first. (In the graph `SelectionPolicy` ranks by
+            alignment, and keeps a half, unless told otherwise.)
         across_groups: how the values of several validation groups become one rank. "pooled":
             every validation row counts alike; "mean": every group does; "maximum": a row is worth
             what it gives the group it helps most; "balanced": the groups choose in turn, each its

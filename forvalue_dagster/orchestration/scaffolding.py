@@ -46,10 +46,15 @@ class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
                 "gate": {"max_noise_fraction": 0.15, "on_blocked_shard": "exclude"},
             },
         )
-        # In turn: a shard of small numbers would be another domain than larger ones.
         root = Path(request.project_root) if request.project_root else Path.cwd()
-        _example(root, options.training_rows, "example.jsonl", range(0, 2 * _EXAMPLES, 2))
-        _example(root, options.validation_rows, "", range(1, 2 * _EXAMPLES, 2))
+        write_examples(root, options.training_rows, options.validation_rows)
+
+
+def write_examples(root: Path, training: str, validation: str) -> None:
+    """Write examples of rows to places that are empty."""
+    # In turn: a shard of small numbers would be another domain than larger ones.
+    _example(root, training, "example.jsonl", range(0, 2 * _EXAMPLES, 2))
+    _example(root, validation, "", range(1, 2 * _EXAMPLES, 2))
 
 
 def _example(root: Path, place: str, name: str, numbers: range) -> None:
