@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,8 +78,6 @@ def run(*command: str | Path, cwd: Path, fails: bool = False, **environment: str
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that is built from the source distribution, not from the checkout."""
-    import sys
-
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "-o", folder, ROOT, cwd=folder)
     assert len(list(folder.glob("*.tar.gz"))) == 1
