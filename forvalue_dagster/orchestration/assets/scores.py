@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -40,9 +40,6 @@ from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table, table_path, unchanged
 from forvalue_dagster.storage.tensors import TensorFile
-
-if TYPE_CHECKING:
-    pass
 
 
 def build_score_asset(
