@@ -18,7 +18,7 @@ from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.feature_value import feature_pairs
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
-from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.profile import ValidationProfile
 
 # Hidden states of this many training positions are gathered before their pairs are computed:
@@ -45,7 +45,7 @@ def pairwise(
     ((validation_rows, against),) = gathered
     hidden = against.hidden.double()
     metric = _preconditioner(options).metric(hidden.mean(dim=0), hidden.T @ hidden / len(hidden))
-    metric = metric.to(against.hidden)
+    metric = metric.to(against.states)
     pairs = torch.full((len(training), len(validation)), torch.nan, dtype=torch.float64)
     passes = forward_pass(loaded, training, options)
     for rows, positions in _gather(passes, "training", GATHERED_POSITIONS):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from forvalue_dagster.valuation.precision import FeaturePrecision, HiddenPrecision
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.prediction_error import PredictionErrors
 
 # A hidden state's largest entries can exceed all others a hundredfold. Kept apart, they leave the
 # range of the rounded ones to the rest: with four of them the largest error of a preconditioned
@@ -102,13 +103,13 @@ def token_features(
     """Keep the features of some positions.
 
     Args:
-        errors: of the same positions.
-        positions: finite hidden states.
+        errors: of the same positions, with `precision.top_errors` largest errors found.
+        positions: the positions.
         precision: how much is kept.
     """
-    ids, kept = errors.top(precision.top_errors)
+    ids, kept = errors.top()
     return TokenFeatures(
-        *_rounded(positions.hidden, precision.hidden),
+        *_rounded(positions.states, precision.hidden),
         ids.to(torch.int32),
         kept.to(torch.float32 if precision.hidden == "float32" else torch.float16),
         positions.lengths,

@@ -13,16 +13,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.preconditioner import Metric
-from forvalue_dagster.valuation.prediction_error import (
-    VOCABULARY_BLOCK,
-    PredictionErrors,
-    ResponsePositions,
-)
+from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.unembedding import Unembedding
 
-# Both sides' gradient blocks together.
+# Both sides' gradient blocks together, and the widest of them.
 GRADIENT_BYTES = 192 * 2**20
+_WIDEST = 1024
 
 
 @torch.inference_mode()
@@ -41,8 +39,8 @@ def pairwise_values(
         metric: of the preconditioner, in the dtype of the hidden states; None for the plain one.
     """
     rows = len(training.lengths) + len(validation.lengths)
-    row_bytes = unembedding.width * training.hidden.element_size()
-    block = min(max(GRADIENT_BYTES // (rows * row_bytes), 16), VOCABULARY_BLOCK)
+    row_bytes = unembedding.width * training.dtype.itemsize
+    block = min(max(GRADIENT_BYTES // (rows * row_bytes), 16), _WIDEST)
     pairs = torch.zeros(len(training.lengths), len(validation.lengths), dtype=torch.float64)
     sides = (
         _gradient_blocks(unembedding, positions, metric or Metric(), block)
@@ -57,14 +55,12 @@ def _gradient_blocks(
     unembedding: Unembedding, positions: ResponsePositions, metric: Metric, block: int
 ) -> Iterator[Tensor]:
     """Yield the rows' gradients of one vocabulary block after another [rows, block × D]."""
-    errors = PredictionErrors(unembedding, positions, block=block)
-    hidden = metric.apply(positions.hidden)
-    # Rows side by side, so that all their gradients are one batched product. Padding repeats a
-    # row's own last position, with a hidden state of zero.
-    lengths = torch.tensor(positions.lengths, device=hidden.device)
-    place = torch.arange(int(lengths.max()), device=hidden.device)
-    first = (lengths.cumsum(0) - lengths)[:, None]
-    index = first + torch.minimum(place, lengths[:, None] - 1)
-    rows = torch.where((place < lengths[:, None])[..., None], hidden[index], 0.0)
-    for _, error in errors.blocks():
-        yield torch.bmm(error[index].transpose(1, 2), rows).flatten(start_dim=1)
+    fits = len(positions.labels) <= positions_at_once(unembedding, positions)
+    errors = PredictionErrors(unembedding, positions, keep=fits)
+    hidden = metric.apply(positions.states)
+    # Rows side by side, so that all their gradients are one batched product. Padding has a
+    # hidden state of zero.
+    padded = positions.padded
+    rows = torch.where(padded.inside[..., None], hidden[padded.index], 0.0)
+    for _, error in errors.blocks(block):
+        yield torch.bmm(error[padded.index].transpose(1, 2), rows).flatten(start_dim=1)

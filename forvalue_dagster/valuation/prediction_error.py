@@ -1,113 +1,33 @@
-"""Prediction errors at the response positions of some rows, one vocabulary block at a time.
+"""Prediction errors at the response positions of some rows, and what follows from them.
 
     e_t = f′(z_t) ⊙ (onehot(y_t) − softmax(z_t))      with z_t = f(W h_t + b)
 
 The gradient of a row's summed response log-likelihood at the unembedding is
 G_i = Σ_t e_t h_tᵀ (For-Value, arXiv 2508.10180, Theorem 1): everything of value follows from
-these blocks, and neither a [B, T, V] tensor nor a whole V×D matrix per row is ever held.
+these errors, and neither a [B, T, V] tensor nor a whole V×D matrix per row is ever held.
+
+One sweep over the vocabulary gives the softmax's normaliser, the statistics of each token, its
+largest errors, and its products along a direction. Sums are kept relative to the largest logit
+seen so far and without the label, whose error 1 − p is then a sum of what the others have:
+nothing cancels where a prediction is nearly certain. `SweepShape` says how much is done at a
+time; the arithmetic is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.products import takes_half
 from forvalue_dagster.valuation.unembedding import Unembedding
 
-# Wide enough for efficient products, narrow enough that a block stays in the processor's cache.
-VOCABULARY_BLOCK = 1024
-# Logits of a chunk are kept between the two passes over the vocabulary up to this size.
-WORKSPACE_BYTES = 96 * 2**20
-
-
-@dataclass(frozen=True)
-class ResponsePositions:
-    """The response positions of some rows, concatenated.
-
-    Attributes:
-        hidden: last hidden states [P, D], float32 or float64.
-        labels: the token that follows each position [P], int64.
-        lengths: how many positions each row has; sums to P, every entry at least 1.
-    """
-
-    hidden: Tensor
-    labels: Tensor
-    lengths: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that do not belong together."""
-        positions = self.hidden.shape[0]
-        if self.labels.shape != (positions,) or sum(self.lengths) != positions:
-            raise ValueError(
-                f"Expected as many labels and row lengths as positions; got {positions} hidden "
-                f"states, {tuple(self.labels.shape)} labels, lengths summing to "
-                f"{sum(self.lengths)}."
-            )
-        if min(self.lengths, default=1) < 1:
-            raise ValueError("A row without response positions has no value; leave it out.")
-
-    @classmethod
-    def from_batch(cls, hidden: Tensor, input_ids: Tensor, mask: Tensor) -> ResponsePositions:
-        """Take the response positions out of a padded batch.
-
-        Args:
-            hidden: last hidden states [B, T, D].
-            input_ids: tokens [B, T].
-            mask: r [B, T], bool, True at a position whose *next* token is scored.
-        """
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        labels = input_ids.roll(-1, dims=1)[mask]
-        return cls(hidden[mask].to(dtype), labels, tuple(mask.sum(dim=1).tolist()))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ResponsePositions]) -> ResponsePositions:
-        """Join the rows of several batches."""
-        return cls(
-            torch.cat([part.hidden for part in parts]),
-            torch.cat([part.labels for part in parts]),
-            tuple(length for part in parts for length in part.lengths),
-        )
-
-    def row_slices(self) -> list[slice]:
-        """Where each row's positions lie."""
-        ends = torch.tensor(self.lengths).cumsum(0).tolist()
-        return [slice(end - n, end) for end, n in zip(ends, self.lengths, strict=True)]
-
-    def select(self, rows: Sequence[bool]) -> ResponsePositions:
-        """Return the positions of the rows marked True."""
-        positions = self.positions_of(rows)
-        lengths = tuple(compress(self.lengths, rows))
-        return ResponsePositions(self.hidden[positions], self.labels[positions], lengths)
-
-    def positions_of(self, rows: Sequence[bool]) -> Tensor | slice:
-        """Return the index of the positions that belong to the rows marked True."""
-        if all(rows):
-            return slice(None)
-        device = self.hidden.device
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.tensor(rows, device=device).repeat_interleave(lengths)
-
-    def chunks(self, positions: int) -> Iterator[tuple[range, ResponsePositions]]:
-        """Split into groups of whole rows of at most `positions` positions each.
-
-        A longer row stands alone. Yields (indices of the rows, their positions).
-        """
-        slices = self.row_slices()
-        first = 0
-        while first < len(slices):
-            last = first + 1
-            while last < len(slices) and slices[last].stop - slices[first].start <= positions:
-                last += 1
-            span = slice(slices[first].start, slices[last - 1].stop)
-            yield (
-                range(first, last),
-                ResponsePositions(self.hidden[span], self.labels[span], self.lengths[first:last]),
-            )
-            first = last
+# The k largest of a row lie within the k groups of so many whose largest are largest.
+GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -127,6 +47,8 @@ class TokenStatistics:
     @classmethod
     def concatenate(cls, parts: Sequence[TokenStatistics]) -> TokenStatistics:
         """Join the statistics of several chunks."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             nll=torch.cat([part.nll for part in parts]),
             entropy=torch.cat([part.entropy for part in parts]),
@@ -134,16 +56,50 @@ class TokenStatistics:
         )
 
 
-class PredictionErrors:
-    """Two sweeps over the vocabulary: the softmax's normaliser, then the errors block by block.
+class TileVisitor(Protocol):
+    """What else is summed over the vocabulary during a sweep, tile by tile."""
+
+    def add(self, tile: Tile) -> None:
+        """Add a tile's share."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some positions' predictions of some tokens.
 
     Attributes:
-        tokens: statistics of every position, known after the first sweep.
+        rows: the rows, whole.
+        span: their positions.
+        block: the tokens, a slice of [0, V).
+        probabilities: exp(z − the largest logit so far) [n, width of the block], 0 at the label.
+        decay: what sums over earlier tiles must be multiplied by to refer to that logit, too [n].
+        slope: f′, broadcast to the tile; None where f is the identity.
+    """
+
+    rows: range
+    span: slice
+    block: slice
+    probabilities: Tensor
+    decay: Tensor
+    slope: Tensor | None
+
+
+class PredictionErrors:
+    """The errors of some positions, after one sweep over the vocabulary.
+
+    Attributes:
+        tokens: statistics of every position.
+        label_error: e at the label [P].
+        log_normaliser: log Σ exp z [P].
+        total: Σ exp(z − the largest logit) [P].
 
     Args:
         unembedding: W, b and f.
         positions: P response positions.
-        block: width of a vocabulary block.
+        top: k, the number of largest errors of each position to be found, the label's among them.
+        keep: whether logits are held for `blocks`, where they fit; else it computes them again.
+        visitor: of every tile.
     """
 
     def __init__(
@@ -151,128 +107,207 @@ class PredictionErrors:
         unembedding: Unembedding,
         positions: ResponsePositions,
         *,
-        block: int = VOCABULARY_BLOCK,
+        top: int = 0,
+        keep: bool = False,
+        visitor: TileVisitor | None = None,
     ) -> None:
         self._unembedding = unembedding
         self._positions = positions
-        self._block = block
-        count = len(positions.labels)
-        # Kept between the sweeps where they fit, else computed twice.
-        fits = count <= workspace_positions(unembedding, positions.hidden)
-        shape = (count, unembedding.vocabulary_size)
-        self._logits = positions.hidden.new_empty(shape) if fits else None
-        self._log_normaliser, self.tokens = self._normalise()
-
-    def _normalise(self) -> tuple[Tensor, TokenStatistics]:
-        hidden, labels = self._positions.hidden, self._positions.labels
-        reference = self._unembedding.label_logits(hidden, labels)
-        maximum = torch.full_like(reference, -torch.inf)
-        total = torch.zeros_like(reference)  # Σ exp(z − maximum)
-        weighted = torch.zeros_like(reference)  # Σ exp(z − maximum) (z − maximum)
-        label_logit = torch.zeros_like(reference)
-        rank = torch.zeros_like(reference)
-        for vocabulary in self._vocabulary_blocks():
-            z = self._unembedding.logits(hidden, vocabulary)
-            if self._logits is not None:
-                self._logits[:, vocabulary] = z
-            column, inside = _label_columns(labels, vocabulary)
-            own = z.gather(1, column)[:, 0]
-            label_logit += torch.where(inside, own, 0.0)
-            # The label never outranks itself, however its logit was rounded.
-            rank += _count_above(z, reference) - (inside & (own > reference)).to(z.dtype)
-            raised = torch.maximum(maximum, z.amax(dim=1))
-            # Refer the sums so far to the new maximum. Nothing is summed before the first block.
-            shift = torch.where(total > 0, maximum - raised, 0.0)
-            decay = shift.exp()
-            weighted = decay * (weighted + shift * total)
-            total = decay * total
-            z = z.sub_(raised[:, None])
-            exponential = z.exp()
-            total += exponential.sum(dim=1)
-            weighted += torch.linalg.vecdot(exponential, z)
-            maximum = raised
-        log_normaliser = maximum + total.log()
-        tokens = TokenStatistics(
-            nll=log_normaliser - label_logit, entropy=total.log() - weighted / total, rank=rank
+        self._visitor = visitor
+        # As the device multiplies them: cast once, not for each block of the vocabulary.
+        half = takes_half(positions.hidden, unembedding.weight)
+        self._hidden = positions.hidden if half else positions.states
+        self._lowest = torch.finfo(positions.dtype).min / 4
+        own = unembedding.label_logits(positions.hidden, positions.labels)
+        self._own, self._maximum = own, own.clone()
+        # Sums over all tokens but the label, relative to the largest logit so far.
+        self.total = torch.zeros_like(own)  # Σ exp(z − maximum)
+        self._weighted = torch.zeros_like(own)  # Σ exp(z − maximum) z
+        self._rank = torch.zeros_like(own)
+        self._top: tuple[Tensor, Tensor] | None = None  # tokens, logits
+        self._others = min(top, unembedding.vocabulary_size) - 1
+        self._logits: Tensor | None = None
+        self._sweep(keep)
+        label = (own - self._maximum).exp()
+        rest = self.total
+        self.total = rest + label
+        self.log_normaliser = self._maximum + self.total.log()
+        slope = unembedding.transform.slope(own)
+        # 1 − p(y) as the sum of what the other tokens have.
+        self.label_error = rest / self.total if slope is None else rest / self.total * slope
+        mean = torch.addcmul(self._weighted, label, own) / self.total
+        self.tokens = TokenStatistics(
+            nll=self.log_normaliser - own, entropy=self.log_normaliser - mean, rank=self._rank
         )
-        return log_normaliser, tokens
+
+    def _sweep(self, keep: bool) -> None:
+        unembedding, count = self._unembedding, len(self._own)
+        shape, size = unembedding.sweep, unembedding.vocabulary_size
+        columns = shape.columns(count, size, self._positions.dtype)
+        if shape.tile is not None and self._others < 1 and not keep:
+            columns = min(columns, shape.tile[1])  # nothing is looked at again
+        for start in range(0, size, columns):
+            block = slice(start, min(start + columns, size))
+            logits = self._block(block)
+            if self._others > 0:
+                self._keep_largest(logits, block.start)
+            if keep and columns >= size:
+                self._logits = logits
+
+    def _block(self, block: slice) -> Tensor:
+        """Compute and sum a block's logits [P, its width, in whole groups of `GROUP`]."""
+        tile, width = self._unembedding.sweep.tile, block.stop - block.start
+        if tile is None:
+            z = self._unembedding.logits(self._hidden, block)
+            self._add(z, range(len(self._positions.lengths)), slice(0, len(z)), block)
+            return z
+        z = self._own.new_empty(len(self._own), width)
+        for start in range(block.start, block.stop, tile[1]):
+            inner = slice(start, min(start + tile[1], block.stop))
+            place = slice(inner.start - block.start, inner.stop - block.start)
+            for rows, span in self._row_spans(tile[0]):
+                part = z[span, place]
+                self._unembedding.logits(self._hidden[span], inner, out=part)
+                self._add(part, rows, span, inner)
+        return z
+
+    def _row_spans(self, positions: int) -> list[tuple[range, slice]]:
+        """Group whole rows into spans of about so many positions."""
+        if self._spans is None:
+            first, self._spans = 0, []
+            for rows, chunk in self._positions.chunks(positions):
+                last = first + len(chunk.labels)
+                self._spans.append((rows, slice(first, last)))
+                first = last
+        return self._spans
+
+    _spans: list[tuple[range, slice]] | None = None
+
+    def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> None:
+        """Add a tile to the sums, and hide its labels in it."""
+        slope = None if self._visitor is None else self._unembedding.transform.slope(z)
+        set_labels(z, self._positions.labels[span], block, self._lowest)
+        own, maximum, total = self._own[span], self._maximum[span], self.total[span]
+        raised = torch.maximum(maximum, z.amax(dim=1))
+        decay = (maximum - raised).exp_()
+        self._rank[span] += _count_above(z, own)
+        probabilities = torch.sub(z, raised[:, None]).exp_()
+        total.mul_(decay).add_(probabilities.sum(dim=1))
+        self._weighted[span].mul_(decay).add_(torch.linalg.vecdot(probabilities, z))
+        maximum.copy_(raised)
+        if self._visitor is not None:
+            self._visitor.add(Tile(rows, span, block, probabilities, decay, slope))
+
+    def _keep_largest(self, z: Tensor, offset: int) -> None:
+        """Merge the largest errors of a block into those of the blocks before, labels apart."""
+        place = _largest(self._log_size(z), self._others)
+        tokens, logits = place + offset, z.gather(1, place)
+        if self._top is not None:
+            tokens = torch.cat([self._top[0], tokens], 1)
+            logits = torch.cat([self._top[1], logits], 1)
+            place = _largest(self._log_size(logits), self._others)
+            tokens, logits = tokens.gather(1, place), logits.gather(1, place)
+        self._top = tokens, logits
+
+    def _log_size(self, logits: Tensor) -> Tensor:
+        """Return what orders a position's errors as their magnitudes do; the label comes last."""
+        slope = self._unembedding.transform.slope(logits)
+        if slope is None or slope.numel() == 1 < logits.numel():
+            return logits
+        size = (logits + slope.abs().log()).clamp(min=self._lowest / 2)
+        return torch.where(logits > self._lowest / 2, size, self._lowest)
 
     def finite_rows(self) -> list[bool]:
         """Tell for each row whether the model's output at all its positions is finite."""
         finite = torch.isfinite(self.tokens.nll) & torch.isfinite(self.tokens.entropy)
-        return [bool(finite[row].all()) for row in self._positions.row_slices()]
+        rows = self._positions.padded
+        kept: list[bool] = finite[rows.index].all(dim=1).tolist()
+        return kept
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (block of the vocabulary, e [P, width of the block])."""
-        hidden, labels = self._positions.hidden, self._positions.labels
-        for vocabulary in self._vocabulary_blocks():
-            if self._logits is not None:
-                z = self._logits[:, vocabulary]
-            else:
-                z = self._unembedding.logits(hidden, vocabulary)
-            error = torch.sub(z, self._log_normaliser[:, None]).exp_().neg_()
-            column, inside = _label_columns(labels, vocabulary)
-            error.scatter_add_(1, column, inside.to(error.dtype)[:, None])
-            slope = self._unembedding.transform.slope(z)
-            yield vocabulary, error if slope is None else error.mul_(slope)
-
-    def top(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the entries of e that are largest in magnitude, the label's always among them.
+    def blocks(self, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (block of the vocabulary, e [P, width of the block]).
 
         Args:
-            count: k; cut to the size of the vocabulary.
+            width: of a block; by default as the sweep's shape has it.
+        """
+        unembedding, labels = self._unembedding, self._positions.labels
+        size = unembedding.vocabulary_size
+        if width is None:
+            tile = unembedding.sweep.tile
+            count, dtype = len(labels), self._positions.dtype
+            width = unembedding.sweep.columns(count, size, dtype) if tile is None else tile[1]
+        for start in range(0, size, width):
+            block = slice(start, min(start + width, size))
+            kept = self._logits
+            z = unembedding.logits(self._hidden, block) if kept is None else kept[:, block]
+            error = torch.sub(z, self.log_normaliser[:, None]).exp_().neg_()
+            slope = unembedding.transform.slope(z)
+            if slope is not None:
+                error.mul_(slope)
+            set_labels(error, labels, block, self.label_error)
+            yield block, error
+
+    def top(self) -> tuple[Tensor, Tensor]:
+        """Return the entries of e that are largest in magnitude, the label's always among them.
 
         Returns:
-            (tokens [P, k] int64, distinct in each position; e at those tokens [P, k]).
+            (tokens [P, k] int64, distinct in each position; e at those tokens [P, k]). k is what
+            the sweep was asked for, cut to the size of the vocabulary; the label comes last.
         """
-        hidden, labels = self._positions.hidden, self._positions.labels
-        count = min(count, self._unembedding.vocabulary_size)
-        transform = self._unembedding.transform
-        # log |e_u| + log_normaliser, for every token but the label. Kept logits are one block.
-        key = hidden.new_empty(len(labels), 0)
-        tokens = labels.new_empty(len(labels), 0)
-        logits = hidden.new_empty(len(labels), 0)
-        whole = [slice(0, self._unembedding.vocabulary_size)]
-        for vocabulary in whole if self._logits is not None else self._vocabulary_blocks():
-            kept = self._logits
-            z = self._unembedding.logits(hidden, vocabulary) if kept is None else kept
-            slope = transform.slope(z)
-            log_error = z if slope is None else z + slope.abs().log()
-            best, place = log_error.topk(min(count, z.shape[1]), dim=1, sorted=False)
-            key, order = torch.cat([key, best], 1).topk(min(count, key.shape[1] + best.shape[1]), 1)
-            tokens = torch.cat([tokens, place + vocabulary.start], 1).gather(1, order)
-            logits = torch.cat([logits, z.gather(1, place)], 1).gather(1, order)
-        # The smallest entry gives way to a label that is not among them.
-        absent = (tokens != labels[:, None]).all(dim=1)
-        tokens[:, -1] = torch.where(absent, labels, tokens[:, -1])
-        own = self._unembedding.label_logits(hidden, labels)
-        logits[:, -1] = torch.where(absent, own, logits[:, -1])
-        error = (tokens == labels[:, None]).to(logits.dtype) - (
-            logits - self._log_normaliser[:, None]
-        ).exp()
-        slope = transform.slope(logits)
-        return tokens, error if slope is None else error * slope
-
-    def _vocabulary_blocks(self) -> Iterator[slice]:
-        size = self._unembedding.vocabulary_size
-        for start in range(0, size, self._block):
-            yield slice(start, min(start + self._block, size))
+        labels = self._positions.labels[:, None]
+        if self._top is None:
+            return labels, self.label_error[:, None]
+        tokens, logits = self._top
+        error = (logits - self.log_normaliser[:, None]).exp_().neg_()
+        slope = self._unembedding.transform.slope(logits)
+        if slope is not None:
+            error.mul_(slope)
+        return torch.cat([tokens, labels], 1), torch.cat([error, self.label_error[:, None]], 1)
 
 
-def workspace_positions(unembedding: Unembedding, hidden: Tensor) -> int:
-    """How many positions' logits, in the dtype of `hidden`, fit the workspace; at least 1."""
-    return max(1, WORKSPACE_BYTES // (unembedding.vocabulary_size * hidden.element_size()))
+def positions_at_once(unembedding: Unembedding, positions: ResponsePositions) -> int:
+    """Return how many positions' logits over the whole vocabulary are held at a time."""
+    return unembedding.sweep.positions(unembedding.vocabulary_size, positions.dtype)
 
 
-def _label_columns(labels: Tensor, vocabulary: slice) -> tuple[Tensor, Tensor]:
-    """Return (column of each label clamped into the block [P, 1], whether it lies there [P])."""
-    column = (labels - vocabulary.start).clamp(0, vocabulary.stop - vocabulary.start - 1)
-    inside = (labels >= vocabulary.start) & (labels < vocabulary.stop)
-    return column[:, None], inside
+def set_labels(tile: Tensor, labels: Tensor, block: slice, value: Tensor | float) -> None:
+    """Set the entry of each position's label, where it lies in the block.
+
+    Args:
+        tile: [n, width of the block].
+        labels: of those positions [n].
+        block: of the vocabulary.
+        value: for each position [n], or one for all.
+    """
+    column = (labels - block.start)[:, None]
+    inside = (column >= 0) & (column < tile.shape[1])
+    column = column.clamp_(0, tile.shape[1] - 1)
+    if isinstance(value, Tensor):
+        value = value[:, None]
+    tile.scatter_(1, column, torch.where(inside, value, tile.gather(1, column)))
+
+
+def _largest(z: Tensor, count: int) -> Tensor:
+    """Return the places of the largest entries of each row [n, count], or fewer if it has fewer.
+
+    The k largest lie in the k groups with the largest maxima, which are few of a large vocabulary.
+    """
+    width = z.shape[1]
+    count = min(count, width)
+    if width < 2 * count * GROUP:
+        return z.topk(count, dim=1, sorted=False).indices
+    whole = width // GROUP * GROUP
+    groups = z[:, :whole].unflatten(1, (-1, GROUP))
+    best = groups.amax(dim=2).topk(count, dim=1, sorted=False).indices
+    place = (best[..., None] * GROUP + torch.arange(GROUP, device=z.device)).flatten(1)
+    if whole < width:
+        rest = torch.arange(whole, width, device=z.device).expand(len(z), -1)
+        place = torch.cat([place, rest], 1)
+    return place.gather(1, z.gather(1, place).topk(count, dim=1, sorted=False).indices)
 
 
 def _count_above(z: Tensor, reference: Tensor) -> Tensor:
-    """Return how many entries of each row exceed its reference [P].
+    """Return how many entries of each row exceed its reference [n].
 
     (Summing signs is three times as fast on a CPU as counting booleans.)
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,6 +14,7 @@ from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.features import TokenFeatures
 from forvalue_dagster.valuation.noise import NoiseProbe
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
+from forvalue_dagster.valuation.products import SplitFactor
 from forvalue_dagster.valuation.prompt_space import PromptSpace
 
 _PARTS = ("noise", "prompts")
@@ -37,6 +38,14 @@ class ValueDirection:
     gradients: Tensor
     metric: Metric
     norm: float
+
+    def split(self, group: int) -> SplitFactor:
+        """Return Ḡ of a group as the right factor of half-precision products."""
+        if group not in self._splits:
+            self._splits[group] = SplitFactor.right(self.gradients[group])
+        return self._splits[group]
+
+    _splits: dict[int, SplitFactor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ from torch import Tensor
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.features import TokenFeatures, token_features
 from forvalue_dagster.valuation.precision import FeaturePrecision
-from forvalue_dagster.valuation.prediction_error import (
-    PredictionErrors,
-    ResponsePositions,
-    workspace_positions,
-)
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.unembedding import Unembedding
@@ -70,7 +67,7 @@ class ProfileBuilder:
             For each row whether it was taken.
         """
         taken: list[bool] = []
-        limit = workspace_positions(self._unembedding, positions.hidden)
+        limit = positions_at_once(self._unembedding, positions)
         for place, chunk in positions.chunks(limit):
             span = slice(place.start, place.stop)
             taken += self._add_chunk(chunk, groups[span], rows[span])
@@ -79,7 +76,8 @@ class ProfileBuilder:
     def _add_chunk(
         self, chunk: ResponsePositions, groups: Sequence[str], rows: Sequence[int]
     ) -> list[bool]:
-        errors = PredictionErrors(self._unembedding, chunk)
+        top = 0 if self._keep is None else self._keep.top_errors
+        errors = PredictionErrors(self._unembedding, chunk, top=top, keep=True)
         taken = errors.finite_rows()
         if not all(taken):
             if any(taken):
@@ -88,8 +86,8 @@ class ProfileBuilder:
             return taken
         if self._gradients is None or self._errors is None:
             shape = (len(self._index), self._unembedding.vocabulary_size, self._unembedding.width)
-            self._gradients = chunk.hidden.new_zeros(shape)
-            self._errors = chunk.hidden.new_zeros(shape[:2])
+            self._gradients = chunk.states.new_zeros(shape)
+            self._errors = chunk.states.new_zeros(shape[:2])
         members = [
             (self._index[group], chunk.positions_of([g == group for g in groups]))
             for group in set(groups)
@@ -97,13 +95,14 @@ class ProfileBuilder:
         for block, error in errors.blocks():
             for index, member in members:
                 own = error[member]
-                self._gradients[index, block].addmm_(own.T, chunk.hidden[member])
+                self._gradients[index, block].addmm_(own.T, chunk.states[member])
                 self._errors[index, block] += own.sum(dim=0)
         for group in groups:
             self._counts[self._index[group]] += 1
-        for statistics in summarise_rows(errors.tokens, chunk):
-            for name, value in statistics.items():
-                self._statistics[name].append(value)
+        for name, values in zip(
+            FORWARD_STATISTICS, summarise_rows(errors.tokens, chunk).T.tolist(), strict=True
+        ):
+            self._statistics[name] += values
         if self._keep is not None:
             self._features.append(token_features(errors, chunk, self._keep))
         self._rows += rows

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from forvalue_dagster.valuation.products import product, score_dtype
+from forvalue_dagster.valuation.sweep_shape import SweepShape, shape_for
 
 
 class UnknownUnembeddingError(ValueError):
@@ -27,7 +31,7 @@ class PostHeadTransform(Protocol):
         ...
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Return f′ where f equals `logits`; None where f is the identity."""
+        """Return f′ where f equals `logits`, or broadcast to them; None where f is the identity."""
         ...
 
 
@@ -70,8 +74,8 @@ class Scale:
         return raw * self.factor
 
     def slope(self, logits: Tensor) -> Tensor:
-        """Return f′ = s."""
-        return torch.full_like(logits, self.factor)
+        """Return f′ = s, once for all logits."""
+        return torch.full((1, 1)[: logits.dim()], self.factor, dtype=logits.dtype, device=logits.device)
 
 
 # The names that transformers' configurations use for a transform after the head. A name can mean
@@ -103,11 +107,18 @@ class Unembedding:
         weight: W [V, D], in the model's dtype and on its device.
         bias: b [V], or None.
         transform: f with its derivative.
+        shape: how P × V logits are cut; by default as suits the device.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     transform: PostHeadTransform = field(default_factory=Identity)
+    shape: SweepShape | None = None
+
+    @cached_property
+    def sweep(self) -> SweepShape:
+        """The shape in force."""
+        return self.shape or shape_for(self.weight)
 
     @property
     def vocabulary_size(self) -> int:
@@ -119,19 +130,22 @@ class Unembedding:
         """D."""
         return self.weight.shape[1]
 
-    def logits(self, hidden: Tensor, vocabulary: slice) -> Tensor:
-        """Return the final logits of one block of the vocabulary.
+    def logits(self, hidden: Tensor, vocabulary: slice, out: Tensor | None = None) -> Tensor:
+        """Return the final logits of one block of the vocabulary, float32 or float64.
 
         Args:
-            hidden: last hidden states [P, D], float32 or float64: the dtype of the result.
+            hidden: last hidden states [P, D].
             vocabulary: the block, a slice of [0, V).
+            out: tensor for the result.
 
         Returns:
             [P, width of the block].
         """
-        weight = self.weight[vocabulary].to(hidden.dtype)
-        bias = None if self.bias is None else self.bias[vocabulary].to(hidden.dtype)
-        return self.transform.apply(nn.functional.linear(hidden, weight, bias))
+        raw = product(hidden, self.weight[vocabulary], out)
+        if self.bias is not None:
+            raw += self.bias[vocabulary].to(raw.dtype)
+        final = self.transform.apply(raw)
+        return final if out is None or final is raw else out.copy_(final)
 
     def label_logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the final logit of one token for each position [P].
@@ -140,9 +154,10 @@ class Unembedding:
             hidden: last hidden states [P, D].
             labels: the tokens [P].
         """
-        raw = torch.linalg.vecdot(self.weight[labels].to(hidden.dtype), hidden)
+        dtype = score_dtype(hidden.dtype)
+        raw = torch.linalg.vecdot(self.weight[labels].to(dtype), hidden.to(dtype))
         if self.bias is not None:
-            raw = raw + self.bias[labels].to(hidden.dtype)
+            raw = raw + self.bias[labels].to(dtype)
         return self.transform.apply(raw)
 
 
@@ -241,7 +256,7 @@ def _relative_error(unembedding: Unembedding, hidden: Tensor, logits: Tensor) ->
 def _forward_with_amplified_head(
     model: nn.Module, inputs: Mapping[str, Tensor], amplitude: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (last hidden states × amplitude in the scores' dtype, the model's logits for them)."""
+    """Return (last hidden states × amplitude [T, D] in the scores' dtype, the model's logits)."""
     seen: list[Tensor] = []
 
     def amplify(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -253,5 +268,5 @@ def _forward_with_amplified_head(
         logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    hidden = seen[-1]
-    return hidden.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32), logits
+    hidden = seen[-1].flatten(0, -2)
+    return hidden.to(score_dtype(hidden.dtype)), logits.flatten(0, -2)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from forvalue_dagster.valuation import prediction_error
 from forvalue_dagster.valuation.preconditioner import Preconditioner
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
+from forvalue_dagster.valuation.sweep_shape import SweepShape
 from forvalue_dagster.valuation.unembedding import Scale, SoftCap, Unembedding
 from forvalue_dagster.valuation.value import exact_values
 
@@ -32,26 +35,26 @@ def profile_of(unembedding: Unembedding, positions: ResponsePositions):
 
 @pytest.mark.parametrize("block", [1, 7, 100, 101, 4096])
 @pytest.mark.parametrize("transform", [SoftCap(4.0), Scale(0.5), None], ids=repr)
-def test_errors_do_not_depend_on_the_block(block: int, transform: object) -> None:
+@pytest.mark.parametrize("keep", [True, False])
+def test_errors_do_not_depend_on_the_block(block: int, transform: object, keep: bool) -> None:
     unembedding, positions = make(transform)
     whole = torch.cat([e for _, e in PredictionErrors(unembedding, positions).blocks()], dim=1)
-    parts = PredictionErrors(unembedding, positions, block=block)
-    torch.testing.assert_close(torch.cat([e for _, e in parts.blocks()], dim=1), whole)
-    blocks = [vocabulary for vocabulary, _ in parts.blocks()]
+    parts = PredictionErrors(unembedding, positions, keep=keep)
+    torch.testing.assert_close(torch.cat([e for _, e in parts.blocks(block)], dim=1), whole)
+    blocks = [vocabulary for vocabulary, _ in parts.blocks(block)]
     assert [b.stop - b.start for b in blocks] == [
         min(block, V - start) for start in range(0, V, block)
     ]
 
 
+@pytest.mark.parametrize("tile", [(4, 7), (9, 64), None], ids=["small", "larger", "wide"])
 @pytest.mark.parametrize("workspace", [1, 6 * V * 8, 2**30], ids=["none", "some", "all"])
-def test_values_do_not_depend_on_the_workspace(
-    workspace: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_do_not_depend_on_the_shape(workspace: int, tile: tuple[int, int] | None) -> None:
     unembedding, positions = make()
     profile = profile_of(unembedding, positions)
     direction = profile.direction(Preconditioner())
     expected = exact_values(unembedding, positions, direction)
-    monkeypatch.setattr(prediction_error, "WORKSPACE_BYTES", workspace)
+    unembedding = replace(unembedding, shape=SweepShape(tile, workspace))
     again = exact_values(unembedding, positions, direction)
     torch.testing.assert_close(again.rows.value, expected.rows.value)
     torch.testing.assert_close(again.rows.norm, expected.rows.norm)
@@ -74,7 +77,8 @@ def test_extreme_logits_stay_finite() -> None:
     """A prediction of certainty, right or wrong: the sums must not overflow or divide 0 by 0."""
     unembedding, positions = make()
     sharp = ResponsePositions(positions.hidden * 1e4, positions.labels, positions.lengths)
-    tokens = PredictionErrors(unembedding, sharp, block=7).tokens
+    unembedding = replace(unembedding, shape=SweepShape((4, 7), 2**20))
+    tokens = PredictionErrors(unembedding, sharp).tokens
     reference = (sharp.hidden @ unembedding.weight.T).log_softmax(-1)
     torch.testing.assert_close(tokens.nll, -reference.gather(1, sharp.labels[:, None])[:, 0])
     assert torch.isfinite(tokens.entropy).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
+from forvalue_dagster.valuation.sweep_shape import SweepShape, wide
 from forvalue_dagster.valuation.unembedding import (
     Unembedding,
     capture_last_hidden,
@@ -23,6 +25,14 @@ from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 
 LENGTHS = (5, 12, 9, 17, 3)
 GROUPS = ("a", "b", "a", "b", "b")
+# Each with sums over several blocks of the vocabulary: tiles, the whole of it, and a workspace
+# that holds it only in part.
+SHAPES = {
+    "blocked": SweepShape(tile=(16, 37), workspace=2**12),
+    "blocked, held": SweepShape(tile=(256, 64), workspace=2**30),
+    "wide": wide(2**30),
+    "wide, in parts": wide(2**13),
+}
 METRICS = [Preconditioner("none"), Preconditioner("activation", damping=0.05)]
 
 
@@ -47,7 +57,7 @@ def padded_rows(seed: int = 1) -> PaddedRows:
 def response_positions(model: torch.nn.Module, rows: PaddedRows) -> ResponsePositions:
     with torch.inference_mode(), capture_last_hidden(model) as captured:
         model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-    return ResponsePositions.from_batch(captured[0], rows.input_ids, rows.mask)
+    return ResponsePositions.from_batch(captured[0], rows.input_ids.numpy(), rows.mask.numpy())
 
 
 def autograd_gradients(model: torch.nn.Module, rows: PaddedRows) -> list[Tensor]:
@@ -82,10 +92,10 @@ class Case:
     gradients: list[Tensor]
 
 
-def make_case(family: str, dtype: torch.dtype) -> Case:
+def make_case(family: str, dtype: torch.dtype, shape: str = "blocked") -> Case:
     rows = padded_rows()
     model = tiny_model(family, dtype)
-    unembedding = unembedding_of(model, rows)
+    unembedding = replace(unembedding_of(model, rows), shape=SHAPES[shape])
     positions = response_positions(model, rows)
     builder = ProfileBuilder(unembedding, ["a", "b"])
     assert all(builder.add(positions, GROUPS, range(len(GROUPS))))
@@ -107,11 +117,12 @@ def metric(case: Case, preconditioner: Preconditioner) -> Tensor:
 
 @pytest.mark.parametrize("preconditioner", METRICS, ids=lambda p: p.kind)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_value_norm_and_pairs_are_those_of_autograd(
-    family: str, dtype: torch.dtype, preconditioner: Preconditioner
+    family: str, shape: str, dtype: torch.dtype, preconditioner: Preconditioner
 ) -> None:
-    case = make_case(family, dtype)
+    case = make_case(family, dtype, shape)
     P = metric(case, preconditioner)
     direction = case.profile.direction(preconditioner)
     values = exact_values(case.unembedding, case.positions, direction).rows
@@ -159,12 +170,14 @@ def test_value_is_the_double_sum_over_positions() -> None:
             torch.testing.assert_close(pairs[i, v], products[row, other].sum())
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gptj"])
-def test_token_statistics_are_those_of_the_full_softmax(family: str) -> None:
+def test_token_statistics_are_those_of_the_full_softmax(family: str, shape: str) -> None:
     rows = padded_rows()
     model = tiny_model(family)
     positions = response_positions(model, rows)
-    tokens = PredictionErrors(unembedding_of(model, rows), positions, block=37).tokens
+    unembedding = replace(unembedding_of(model, rows), shape=SHAPES[shape])
+    tokens = PredictionErrors(unembedding, positions).tokens
     with torch.inference_mode():
         logits = model(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
@@ -191,7 +204,7 @@ def test_padding_side_does_not_matter(family: str) -> None:
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         with torch.inference_mode(), capture_last_hidden(model) as captured:
             model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
-        parts.append(ResponsePositions.from_batch(captured[0], ids, mask))
+        parts.append(ResponsePositions.from_batch(captured[0], ids.numpy(), mask.numpy()))
     left = ResponsePositions.concatenate(parts)
     unembedding = unembedding_of(model, rows)
     builder = ProfileBuilder(unembedding, ["all"])

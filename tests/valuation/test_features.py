@@ -8,21 +8,29 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from forvalue_dagster.valuation import feature_value, prediction_error
+from forvalue_dagster.valuation import feature_value
 from forvalue_dagster.valuation.feature_value import feature_pairs, feature_values
 from forvalue_dagster.valuation.features import OUTLIERS, TokenFeatures, token_features
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
+from forvalue_dagster.valuation.sweep_shape import SweepShape, wide
 from forvalue_dagster.valuation.unembedding import Scale, SoftCap, Unembedding
 from forvalue_dagster.valuation.value import exact_values
 
-V, D = 151, 12
+V, D = 1151, 12
 LENGTHS = (6, 1, 19, 4, 30, 2, 8, 11)
 EVERYTHING = FeaturePrecision(V, "float32")
+SHAPES = {
+    "blocked": SweepShape(tile=(8, 40), workspace=1),
+    "blocked, held": SweepShape(tile=(8, 128), workspace=2**30),
+    "wide": wide(2**30),
+    "wide, in parts": wide(2**15),
+}
 METRICS = [
     Preconditioner("none"),
     Preconditioner("none", centre=True),
@@ -64,23 +72,24 @@ def profile_of(unembedding: Unembedding, seed: int = 5) -> ValidationProfile:
 def features_of(
     unembedding: Unembedding, positions: ResponsePositions, precision: FeaturePrecision
 ) -> TokenFeatures:
-    return token_features(PredictionErrors(unembedding, positions), positions, precision)
+    errors = PredictionErrors(unembedding, positions, top=precision.top_errors)
+    return token_features(errors, positions, precision)
 
 
 def full_errors(unembedding: Unembedding, positions: ResponsePositions) -> torch.Tensor:
     return torch.cat([e for _, e in PredictionErrors(unembedding, positions).blocks()], dim=1)
 
 
-@pytest.mark.parametrize("workspace", [1, 2**30], ids=["block by block", "logits kept"])
-@pytest.mark.parametrize("count", [1, 5, V, 10 * V])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 5, V, 10 * V])
 @pytest.mark.parametrize("transform", [None, Scale(-0.3), SoftCap(4.0)], ids=repr)
 def test_the_kept_errors_are_the_largest(
-    transform: object, count: int, workspace: int, monkeypatch: pytest.MonkeyPatch
+    transform: object, count: int, shape: str
 ) -> None:
-    monkeypatch.setattr(prediction_error, "WORKSPACE_BYTES", workspace)
     unembedding, positions = make(transform)
-    errors = PredictionErrors(unembedding, positions, block=40)
-    tokens, kept = errors.top(count)
+    unembedding = replace(unembedding, shape=SHAPES[shape])
+    tokens, kept = PredictionErrors(unembedding, positions, top=count).top()
+    assert tokens.shape == (len(positions.labels), min(count, V))
     whole = full_errors(unembedding, positions)
     torch.testing.assert_close(kept, whole.gather(1, tokens))
     assert (tokens == positions.labels[:, None]).sum(1).eq(1).all()
