@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forvalue_dagster.data.batching import Batch
 from forvalue_dagster.models.loading import LoadedModel
-from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.unembedding import capture_last_hidden
 
 LAYERS = ("q_proj", "v_proj")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS, read_features
 from forvalue_dagster.engine.fingerprint import refuse_strangers
-from forvalue_dagster.engine.forward import PassedRows, Unscored, forward_pass
+from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.feature_value import feature_pairs
@@ -39,7 +39,8 @@ def pairwise(
     The last hidden states of all validation positions are held, and those of
     `GATHERED_POSITIONS` training positions. A row that cannot be scored is NaN throughout.
     """
-    gathered = list(_gather(forward_pass(loaded, validation, options), "validation", None))
+    passes = forward_pass(loaded, validation, options, _positions)
+    gathered = list(_gather(passes, "validation", None))
     if not gathered:
         raise ValueError("No validation row can be scored; see the log for the reasons.")
     ((validation_rows, against),) = gathered
@@ -47,7 +48,7 @@ def pairwise(
     metric = _preconditioner(options).metric(hidden.mean(dim=0), hidden.T @ hidden / len(hidden))
     metric = metric.to(against.states)
     pairs = torch.full((len(training), len(validation)), torch.nan, dtype=torch.float64)
-    passes = forward_pass(loaded, training, options)
+    passes = forward_pass(loaded, training, options, _positions)
     for rows, positions in _gather(passes, "training", GATHERED_POSITIONS):
         values = pairwise_values(loaded.unembedding, positions, against, metric)
         pairs[torch.tensor(rows)[:, None], torch.tensor(validation_rows)] = values
@@ -68,8 +69,8 @@ def pairs_from_features(
     metric = _preconditioner(options).metric(profile.hidden_mean, profile.hidden_second_moment)
     metric = metric.to(torch.empty(0, device=profile.hidden_mean.device))
     rows = features.select(pl.len()).collect().item()
-    for first in range(0, rows, options.window_rows):
-        window = features.slice(first, options.window_rows).collect()
+    for first in range(0, rows, options.read_rows):
+        window = features.slice(first, options.read_rows).collect()
         window = window.filter(pl.col("status") == "scored")
         if len(window):
             for mark in window["fingerprint"].unique():
@@ -178,8 +179,12 @@ def _preconditioner(options: ValuationOptions) -> Preconditioner:
     return Preconditioner(options.preconditioner, options.damping, options.centre)
 
 
+def _positions(passed: Passed) -> ResponsePositions:
+    return passed.positions
+
+
 def _gather(
-    passes: Iterable[PassedRows | Unscored], side: str, limit: int | None
+    passes: Iterable[PassedRows[ResponsePositions] | Unscored], side: str, limit: int | None
 ) -> Iterator[tuple[list[int], ResponsePositions]]:
     """Join batches until `limit` positions are reached; log the rows that are left out."""
     rows: list[int] = []
@@ -189,11 +194,11 @@ def _gather(
         if isinstance(passed, Unscored):
             _logger.warning("%s row %d is not scored: %s", side, passed.row, passed.reason)
             continue
-        if limit is not None and parts and count + len(passed.positions.labels) > limit:
+        if limit is not None and parts and count + sum(passed.lengths) > limit:
             yield rows, ResponsePositions.concatenate(parts)
             rows, parts, count = [], [], 0
         rows += passed.rows
-        parts.append(passed.positions)
-        count += len(passed.positions.labels)
+        parts.append(passed.result)
+        count += sum(passed.lengths)
     if parts:
         yield rows, ResponsePositions.concatenate(parts)

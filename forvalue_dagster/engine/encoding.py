@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -20,6 +20,10 @@ _COLUMNS = ("messages", "tools", "images", "problem")
 _BATCHES_IN_GROUP = 4
 # Rows that are encoded ahead of the group that is being filled.
 _AHEAD = 32
+# Rows that are batched among themselves on a CPU. On a GPU batches are larger, so they need more
+# rows to find others of their length; the first windows are small, so that it starts at once.
+_CPU_ROWS = 512
+_GPU_ROWS = (256, 2048)
 
 Encoded = EncodedRow | SkippedRow
 _Row = tuple[str, str | None, list[bytes | None] | None, str | None]
@@ -33,11 +37,39 @@ class EncodedGroup:
         indices: of each encoded row in the frame.
         rows: encoded.
         skipped: those that are not.
+        last: whether the group is the last of its window.
     """
 
     indices: list[int] = field(default_factory=list)
     rows: list[EncodedRow] = field(default_factory=list)
     skipped: list[tuple[int, SkippedRow]] = field(default_factory=list)
+    last: bool = False
+
+
+def windows(rows: int, options: ValuationOptions, device: str) -> Iterator[slice]:
+    """Yield the windows of a frame, at least one: rows that are batched among themselves.
+
+    Args:
+        rows: number of rows of the frame.
+        options: with `window_rows`.
+        device: type of the device: "cpu", "cuda", …
+    """
+    size, most = _GPU_ROWS if device != "cpu" else (_CPU_ROWS, _CPU_ROWS)
+    if options.window_rows != "auto":
+        size = most = options.window_rows
+    first = 0
+    while first == 0 or first < rows:
+        yield slice(first, min(first + size, rows))
+        first += size
+        size = min(2 * size, most)
+
+
+def windows_ahead(options: ValuationOptions, device: str) -> int:
+    """Return how many groups are encoded ahead of the device; none under a limit of memory.
+
+    (On a CPU the limit is the process's, and would hit whichever thread allocates.)
+    """
+    return 0 if options.memory_limit_gb is not None and device == "cpu" else 2
 
 
 def encoded_groups(
@@ -45,6 +77,7 @@ def encoded_groups(
     encoder: ConversationEncoder,
     frame: pl.DataFrame,
     options: ValuationOptions,
+    spans: Iterable[slice],
 ) -> Iterator[EncodedGroup]:
     """Encode a frame in groups: of a window of rows, or of fewer where images fill the memory.
 
@@ -52,14 +85,14 @@ def encoded_groups(
         loaded: the model.
         encoder: of the model.
         frame: canonical rows.
-        options: sizes of window, batch and images, and how many threads prepare images.
+        options: sizes of batch and images, and how many threads prepare images.
+        spans: the windows.
     """
     limit = _BATCHES_IN_GROUP * options.batch_image_mb * 1e6
-    for first in range(0, len(frame), options.window_rows):
+    workers = options.image_workers if loaded.processor is not None else 0
+    for span in spans:
         group, held = EncodedGroup(), 0
-        window = frame.slice(first, options.window_rows)
-        workers = options.image_workers if loaded.processor is not None else 0
-        for index, row in enumerate(encode_rows(encoder, window, workers), start=first):
+        for index, row in enumerate(encode_rows(encoder, frame[span], workers), start=span.start):
             if isinstance(row, SkippedRow):
                 group.skipped.append((index, row))
                 continue
@@ -69,7 +102,7 @@ def encoded_groups(
             if held > limit:
                 yield group
                 group, held = EncodedGroup(), 0
-        yield group
+        yield replace(group, last=True)
 
 
 def encode_rows(

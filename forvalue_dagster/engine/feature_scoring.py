@@ -66,7 +66,7 @@ class FeatureScoring:
     def score(self, features: pl.LazyFrame, progress: Progress | None = None) -> pl.DataFrame:
         """Value every row of a feature table.
 
-        The table is read in windows of `options.window_rows`: memory does not grow with its rows.
+        The table is read in windows of `options.read_rows`: memory does not grow with its rows.
 
         Args:
             features: a feature table, of any number of shards.
@@ -80,7 +80,7 @@ class FeatureScoring:
             FingerprintMismatchError: if features and profile were not made alike.
         """
         scores, tokens = [], 0
-        size = self.options.window_rows
+        size = self.options.read_rows
         rows = features.select(pl.len()).collect().item()
         for first in range(0, max(rows, 1), size):
             window = features.slice(first, size).collect()

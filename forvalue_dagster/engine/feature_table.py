@@ -16,6 +16,8 @@ by part, and a reader needs nothing but numpy. With T response tokens of a D wid
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,23 +46,21 @@ FEATURE_RESULTS: dict[str, pl.DataType] = {
 PLAIN_COLUMNS = [*IDENTITY, *FORWARD_STATISTICS, *OUTCOME, "fingerprint"]
 
 
-def feature_records(features: TokenFeatures, prompts: torch.Tensor) -> list[dict[str, bytes]]:
+def feature_records(
+    arrays: Mapping[str, NDArray[Any]], lengths: Sequence[int]
+) -> list[dict[str, bytes]]:
     """Return the binary columns of each row.
 
     Args:
-        features: of R rows.
-        prompts: mean last hidden state of their prompts [R, D].
+        arrays: the tensors of `TokenFeatures`, little-endian, and the mean last hidden state of
+            each prompt as "prompts" [R, D], float32.
+        lengths: response tokens of each row.
     """
-    arrays = {
-        column: getattr(features, name).cpu().numpy().astype(_little(getattr(features, name)))
-        for column, name in _TENSORS.items()
-    }
-    ends = np.cumsum(features.lengths)
-    states = prompts.cpu().numpy().astype("<f4")
+    ends = np.cumsum(lengths)
     return [
-        {column: array[end - length : end].tobytes() for column, array in arrays.items()}
+        {name: arrays[own][end - length : end].tobytes() for name, own in _TENSORS.items()}
         | {"prompt_state": state.tobytes()}
-        for end, length, state in zip(ends, features.lengths, states, strict=True)
+        for end, length, state in zip(ends, lengths, arrays["prompts"], strict=True)
     ]
 
 
@@ -95,13 +95,3 @@ def read_prompts(scored: pl.DataFrame) -> NDArray[np.float32]:
     """Return the mean last hidden state of each scored row's prompt [R, D], at least one row."""
     content = b"".join(scored["prompt_state"].to_list())
     return np.frombuffer(content, "<f4").reshape(len(scored), -1)
-
-
-def _little(tensor: torch.Tensor) -> str:
-    return {
-        torch.int8: "i1",
-        torch.int16: "<i2",
-        torch.int32: "<i4",
-        torch.float16: "<f2",
-        torch.float32: "<f4",
-    }[tensor.dtype]

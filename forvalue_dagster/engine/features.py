@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
 from hashlib import sha256
-from itertools import compress
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 import torch
 
+from forvalue_dagster.engine.encoding import EncodedGroup, encoded_groups, windows, windows_ahead
 from forvalue_dagster.engine.feature_table import FEATURE_RESULTS, feature_records
 from forvalue_dagster.engine.fingerprint import fingerprint
-from forvalue_dagster.engine.forward import PassedRows, Unscored, forward_pass
+from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, pass_group
 from forvalue_dagster.engine.memory import TokenBudget
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import Outcomes, Progress, refuse_broken_model
+from forvalue_dagster.engine.transfer import Behind, Transfer, ahead
 from forvalue_dagster.models.loading import LoadedModel
-from forvalue_dagster.valuation.features import token_features
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, workspace_positions
+from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
+from forvalue_dagster.valuation.features import TokenFeatures, token_features
+from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.statistics import summarise_rows
+
+# Batches whose records, and windows whose parts, are made while the device goes on.
+_BATCHES_BEHIND = 3
+_PARTS_BEHIND = 1
 
 
 class PartStore(Protocol):
     """Where finished parts of a pass outlive its process."""
 
-    def load(self, key: str) -> tuple[pl.DataFrame, int] | None:
+    def __contains__(self, key: str) -> bool:
+        """Tell whether a part was finished."""
+        ...
+
+    def load(self, key: str) -> tuple[pl.DataFrame, str] | None:
         """Return a part and the token budget after it, if it was finished."""
         ...
 
-    def save(self, key: str, part: pl.DataFrame, budget: int) -> None:
+    def save(self, key: str, part: pl.DataFrame, budget: str) -> None:
         """Keep a finished part, whole or not at all."""
         ...
 
@@ -41,11 +55,12 @@ def feature_parts(
     progress: Progress | None = None,
     store: PartStore | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """Yield the feature table of a frame in parts of `options.window_rows` rows, in order.
+    """Yield the feature table of a frame in parts of a window of rows each, in order.
 
-    A part in the store is taken from there if its rows, the fingerprint and the token budget it
-    began with are the same; so a killed pass goes on where it was, with the batches that an
-    uninterrupted one would have made, and ends with the same bytes.
+    Rows are encoded ahead of the device, and records and parts are made behind it, in threads: the
+    device waits for neither. A part in the store is taken from there if its rows, the fingerprint
+    and the token budget it began with are the same; so a killed pass goes on where it was, with
+    the batches that an uninterrupted one would have made, and ends with the same bytes.
 
     Args:
         loaded: the model.
@@ -57,79 +72,156 @@ def feature_parts(
     Raises:
         NonFiniteModelError: if rows went through the model and none came out finite.
     """
-    mark = fingerprint(loaded, options)
-    budget = TokenBudget(options.batch_tokens)
-    scored = broken = tokens = 0
-    for first in range(0, max(len(frame), 1), options.window_rows):
-        window = frame.slice(first, options.window_rows)
-        key = _part_key(mark, budget.tokens, window)
-        stored = store.load(key) if store is not None else None
-        if stored is not None:
-            part, budget.tokens = stored
-        else:
-            report = _shifted(progress, first, tokens)
-            part = _feature_part(loaded, window, options, budget, report)
-            part = part.with_columns(fingerprint=pl.lit(mark))
-        scored += part.filter(pl.col("status") == "scored").height
-        broken += part.filter(pl.col("reason") == "non_finite").height
-        refuse_broken_model(scored, broken)
-        if store is not None and stored is None:
-            store.save(key, part, budget.tokens)
-        tokens += int(part["response_tokens"].sum())
+    run = _FeaturePass(loaded, frame, options, progress, store)
+    spans = windows(len(frame), options, loaded.device.type)
+    # What an earlier pass has finished lies at the beginning.
+    for span in spans:
+        part = run.stored(span)
+        if part is None:
+            yield from run.pass_windows(itertools.chain([span], spans))
+            return
         yield part
 
 
-def _feature_part(
-    loaded: LoadedModel,
-    window: pl.DataFrame,
-    options: ValuationOptions,
-    budget: TokenBudget,
-    progress: Progress | None,
-) -> pl.DataFrame:
-    outcome = Outcomes(window, progress)
-    for passed in forward_pass(loaded, window, options, budget):
-        if isinstance(passed, Unscored):
-            outcome.skip(passed)
-        else:
-            outcome.add(passed, _results(loaded, passed, options))
-    return outcome.frame(FEATURE_RESULTS)
+class _FeaturePass:
+    """One pass over a frame; counts what has come out."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        frame: pl.DataFrame,
+        options: ValuationOptions,
+        progress: Progress | None,
+        store: PartStore | None,
+    ) -> None:
+        self._loaded, self._frame, self._options = loaded, frame, options
+        self._progress, self._store = progress, store
+        self._mark = fingerprint(loaded, options)
+        self._budget = TokenBudget.of(loaded, options)
+        self._scored = self._broken = self._tokens = 0
+
+    def stored(self, span: slice) -> pl.DataFrame | None:
+        """Return a window's part if an earlier pass has finished it."""
+        found = None if self._store is None else self._store.load(self._key(span))
+        if found is None:
+            return None
+        part, budget = found
+        self._budget.restore(budget)
+        self._tokens += int(part["response_tokens"].sum())
+        return self._counted(part)
+
+    def _key(self, span: slice) -> str:
+        return _part_key(self._mark, self._budget.mark, self._frame[span])
+
+    def pass_windows(self, spans: Iterator[slice]) -> Iterator[pl.DataFrame]:
+        """Pass windows through the model, and yield their parts."""
+        loaded, options = self._loaded, self._options
+        to_encode, to_pass = itertools.tee(spans)
+        encoder = loaded.encoder(options.tokens, options.remembered_images)
+        depth = windows_ahead(options, loaded.device.type)
+        groups = ahead(encoded_groups(loaded, encoder, self._frame, options, to_encode), depth)
+        head = partial(_features, loaded, options)
+        with (
+            closing(groups),
+            Behind[int](_BATCHES_BEHIND if depth else 0) as records,
+            Behind[pl.DataFrame](_PARTS_BEHIND if depth else 0) as parts,
+        ):
+            for span in to_pass:
+                window = self._frame[span]
+                key = self._key(span)
+                if self._store is not None and key in self._store:
+                    # A row before it has changed since: the part serves, encoded in vain.
+                    yield from parts.rest()
+                    if (part := self.stored(span)) is not None:
+                        for _ in _window(groups):
+                            pass
+                        yield part
+                        continue
+                outcome = Outcomes(window)
+                begun: list[Future[int]] = []
+                rows, tokens = span.start, self._tokens
+                for group in _window(groups):
+                    for passed in pass_group(loaded, encoder, group, self._budget, options, head):
+                        if isinstance(passed, Unscored):
+                            outcome.skip(_within(passed, span))
+                            rows += 1
+                            continue
+                        begun.append(records.add(partial(_record, outcome, passed, span)))
+                        rows += len(passed.rows)
+                        tokens += sum(passed.lengths)
+                        records.wait()
+                        if self._progress is not None:
+                            self._progress(rows, tokens)
+                self._tokens = tokens
+                finish = partial(self._finish, outcome, begun, key, self._budget.mark)
+                parts.add(finish)
+                yield from parts.ready()
+            yield from parts.rest()
+
+    def _finish(
+        self, outcome: Outcomes, begun: Sequence[Future[int]], key: str, budget: str
+    ) -> pl.DataFrame:
+        """Make a window's part once its records are there, and keep it."""
+        for record in begun:
+            record.result()
+        part = outcome.frame(FEATURE_RESULTS).with_columns(fingerprint=pl.lit(self._mark))
+        self._counted(part)
+        if self._store is not None:
+            self._store.save(key, part, budget)
+        return part
+
+    def _counted(self, part: pl.DataFrame) -> pl.DataFrame:
+        self._scored += part.filter(pl.col("status") == "scored").height
+        self._broken += part.filter(pl.col("reason") == "non_finite").height
+        refuse_broken_model(self._scored, self._broken)
+        return part
+
+
+def _window(groups: Iterator[EncodedGroup]) -> Iterator[EncodedGroup]:
+    """Yield the groups of one window."""
+    for group in groups:
+        yield group
+        if group.last:
+            return
 
 
 @torch.inference_mode()
-def _results(
-    loaded: LoadedModel, passed: PassedRows, options: ValuationOptions
-) -> list[dict[str, float | bytes] | None]:
-    """Return statistics and features of each row, None where the model's output is not finite."""
-    results: list[dict[str, float | bytes] | None] = [None] * len(passed.rows)
-    limit = workspace_positions(loaded.unembedding, passed.positions.hidden)
-    for rows, chunk in passed.positions.chunks(limit):
-        errors = PredictionErrors(loaded.unembedding, chunk)
-        finite = errors.finite_rows()
-        places = list(compress(rows, finite))
-        if not all(finite):
-            if not any(finite):
-                continue
-            chunk = chunk.select(finite)
-            errors = PredictionErrors(loaded.unembedding, chunk)
-        statistics = summarise_rows(errors.tokens, chunk)
-        tensors = feature_records(
-            token_features(errors, chunk, options.features), passed.prompts[torch.tensor(places)]
-        )
-        for row, a, b in zip(places, statistics, tensors, strict=True):
-            results[row] = {**a, **b}
-    return results
+def _features(loaded: LoadedModel, options: ValuationOptions, passed: Passed) -> Transfer:
+    """Begin to bring statistics and features of a batch to the host."""
+    unembedding, precision = loaded.unembedding, options.features
+    statistics, kept = [], []
+    for _, chunk in passed.positions.chunks(positions_at_once(unembedding, passed.positions)):
+        errors = PredictionErrors(unembedding, chunk, top=precision.top_errors)
+        statistics.append(summarise_rows(errors.tokens, chunk))
+        kept.append(token_features(errors, chunk, precision))
+    features = TokenFeatures.concatenate(kept)
+    return Transfer(
+        features.tensors()
+        | {"statistics": torch.cat(statistics), "prompts": passed.prompts.float()}
+    )
 
 
-def _part_key(mark: str, budget: int, window: pl.DataFrame) -> str:
+def _record(outcome: Outcomes, passed: PassedRows[Transfer], span: slice) -> int:
+    """Record a batch's rows; those whose output is not finite are skipped."""
+    arrays = passed.result.arrays()
+    statistics = arrays.pop("statistics").tolist()
+    tensors = feature_records(arrays, passed.lengths)
+    results: list[dict[str, Any]] = [
+        dict(zip(FORWARD_STATISTICS, numbers, strict=True)) | binary
+        for numbers, binary in zip(statistics, tensors, strict=True)
+    ]
+    rows = [row - span.start for row in passed.rows]
+    outcome.add(rows, passed.truncated, passed.lengths, results)
+    return len(rows)
+
+
+def _within(unscored: Unscored, span: slice) -> Unscored:
+    return Unscored(unscored.row - span.start, unscored.reason, unscored.truncated)
+
+
+def _part_key(mark: str, budget: str, window: pl.DataFrame) -> str:
     """Name a part by everything that decides its content."""
     identity = window.select("shard", "row", "sample_id", "problem").write_ndjson()
     first = window["row"][0] if len(window) else 0
     digest = sha256(f"{mark}\n{budget}\n{identity}".encode()).hexdigest()
     return f"{first:010d}-{digest[:20]}"
-
-
-def _shifted(progress: Progress | None, rows: int, tokens: int) -> Progress | None:
-    """Report a window's counts as counts over the whole frame."""
-    if progress is None:
-        return None
-    return lambda done, new: progress(rows + done, tokens + new)

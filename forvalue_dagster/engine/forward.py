@@ -1,17 +1,25 @@
-"""The forward pass: canonical rows in, response positions with their last hidden states out."""
+"""The forward pass: canonical rows in, what a head makes of their response positions out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from forvalue_dagster.data.batching import Batch, batches
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow
-from forvalue_dagster.engine.encoding import encoded_groups
+from forvalue_dagster.engine.encoding import (
+    EncodedGroup,
+    encoded_groups,
+    windows,
+    windows_ahead,
+)
 from forvalue_dagster.engine.memory import (
     TokenBudget,
     is_out_of_memory,
@@ -19,26 +27,46 @@ from forvalue_dagster.engine.memory import (
     release_cached_memory,
 )
 from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.engine.transfer import ahead
 from forvalue_dagster.models.loading import LoadedModel
-from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions, to_device
 from forvalue_dagster.valuation.unembedding import capture_last_hidden
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PassedRows:
+class Passed:
+    """What the model made of one batch.
+
+    Attributes:
+        positions: the rows' response positions.
+        prompts: mean last hidden state of each row's prompt [B, D]; zero without a prompt.
+    """
+
+    positions: ResponsePositions
+    prompts: Tensor
+
+
+# What is computed of a batch beside the model; runs on the device, and again with less memory.
+Head = Callable[[Passed], T]
+
+
+@dataclass(frozen=True)
+class PassedRows(Generic[T]):
     """Rows that went through the model together.
 
     Attributes:
         rows: index of each row in the frame.
         truncated: whether the row was cut.
-        positions: their response positions.
-        prompts: mean last hidden state of each row's prompt [B, D]; zero without a prompt.
+        lengths: response tokens of each row.
+        result: what the head made of them.
     """
 
     rows: tuple[int, ...]
     truncated: tuple[bool, ...]
-    positions: ResponsePositions
-    prompts: Tensor
+    lengths: tuple[int, ...]
+    result: T
 
 
 @dataclass(frozen=True)
@@ -51,41 +79,56 @@ class Unscored:
 
 
 def forward_pass(
-    loaded: LoadedModel,
-    frame: pl.DataFrame,
-    options: ValuationOptions,
-    budget: TokenBudget | None = None,
-) -> Iterator[PassedRows | Unscored]:
+    loaded: LoadedModel, frame: pl.DataFrame, options: ValuationOptions, head: Head[T]
+) -> Iterator[PassedRows[T] | Unscored]:
     """Pass canonical rows through the model; every row comes out once, in no particular order.
 
-    Memory holds one window of token lists, some batches of prepared images and one batch of
-    activations, however many rows come.
-    Where a batch does not fit in memory its rows are passed again in smaller ones, and so are all
-    that follow; a row that does not fit alone comes out unscored.
+    Memory holds two windows of token lists, some batches of prepared images and one batch of
+    activations, however many rows come. Rows are encoded while the device is busy.
 
     Args:
         loaded: the model.
         frame: canonical rows.
         options: tokens, batch and window sizes.
-        budget: of a pass that goes on; a new one starts with `options.batch_tokens`.
+        head: what is made of each batch.
     """
+    budget = TokenBudget.of(loaded, options)
     encoder = loaded.encoder(options.tokens, options.remembered_images)
-    budget = budget or TokenBudget(options.batch_tokens)
-    for group in encoded_groups(loaded, encoder, frame, options):
-        for index, skipped in group.skipped:
-            yield Unscored(index, skipped.reason, skipped.truncated)
-        for batch, states in _fitting_batches(loaded, encoder, group.rows, budget, options):
-            if states is None:
-                (place,) = batch.rows
-                truncated = group.rows[place].truncated
-                yield Unscored(group.indices[place], "out_of_memory", truncated)
-                continue
-            yield PassedRows(
-                rows=tuple(group.indices[place] for place in batch.rows),
-                truncated=tuple(group.rows[place].truncated for place in batch.rows),
-                positions=states[0],
-                prompts=states[1],
-            )
+    device = loaded.device.type
+    spans = windows(len(frame), options, device)
+    groups = encoded_groups(loaded, encoder, frame, options, spans)
+    with closing(ahead(groups, windows_ahead(options, device))) as encoded:
+        for group in encoded:
+            yield from pass_group(loaded, encoder, group, budget, options, head)
+
+
+def pass_group(
+    loaded: LoadedModel,
+    encoder: ConversationEncoder,
+    group: EncodedGroup,
+    budget: TokenBudget,
+    options: ValuationOptions,
+    head: Head[T],
+) -> Iterator[PassedRows[T] | Unscored]:
+    """Pass one group of encoded rows.
+
+    Where a batch does not fit in memory its rows are passed again in smaller ones, and so are all
+    that follow; a row that does not fit alone comes out unscored.
+    """
+    for index, skipped in group.skipped:
+        yield Unscored(index, skipped.reason, skipped.truncated)
+    for batch, result in _fitting_batches(loaded, encoder, group.rows, budget, options, head):
+        if result is None:
+            (place,) = batch.rows
+            truncated = group.rows[place].truncated
+            yield Unscored(group.indices[place], "out_of_memory", truncated)
+            continue
+        yield PassedRows(
+            rows=tuple(group.indices[place] for place in batch.rows),
+            truncated=tuple(group.rows[place].truncated for place in batch.rows),
+            lengths=tuple(batch.mask.sum(axis=1).tolist()),
+            result=result[0],
+        )
 
 
 def _fitting_batches(
@@ -94,8 +137,9 @@ def _fitting_batches(
     encoded: Sequence[EncodedRow],
     budget: TokenBudget,
     options: ValuationOptions,
-) -> Iterator[tuple[Batch, tuple[ResponsePositions, Tensor] | None]]:
-    """Yield batches with their positions and prompts; None for a row that does not fit alone."""
+    head: Head[T],
+) -> Iterator[tuple[Batch, tuple[T] | None]]:
+    """Yield batches with what the head made of them; None for a row that does not fit alone."""
     left = list(range(len(encoded)))
     image_bytes = options.batch_image_mb * 1e6
     while left:
@@ -103,58 +147,66 @@ def _fitting_batches(
         rows = [encoded[index] for index in tried]
         for batch in batches(rows, budget.tokens, image_bytes, encoder.row_aligned):
             batch = replace(batch, rows=tuple(tried[place] for place in batch.rows))
-            states = None
-            try:
-                with memory_limit(options.memory_limit_gb, loaded.device):
-                    states = pass_batch(loaded, batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if states is None:
-                # Only here is the exception gone, and the activations that it held.
-                release_cached_memory(loaded.device)
+            def whole(batch: Batch = batch) -> T:
+                passed = pass_batch(loaded, batch)
+                while (result := _fitting(lambda: head(passed), loaded, options)) is None:
+                    if not budget.halve_workspace():
+                        raise MemoryError
+                return result[0]
+
+            result = _fitting(whole, loaded, options)
+            if result is None:
                 if len(batch.rows) > 1:
                     budget.halve(batch.input_ids.size)
                     break
-            yield batch, states
+            yield batch, result
             done = set(batch.rows)
             left = [index for index in left if index not in done]
 
 
+def _fitting(
+    compute: Callable[[], T], loaded: LoadedModel, options: ValuationOptions
+) -> tuple[T] | None:
+    """Return what is computed; None if memory ran out, with what it took given back."""
+    try:
+        with memory_limit(options.memory_limit_gb, loaded.device):
+            return (compute(),)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here is the exception gone, and the activations that it held.
+    release_cached_memory(loaded.device)
+    return None
+
+
 def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
     """Pass one batch through the model and return its response positions."""
-    return pass_batch(loaded, batch)[0]
+    return pass_batch(loaded, batch).positions
 
 
 @torch.inference_mode()
-def pass_batch(loaded: LoadedModel, batch: Batch) -> tuple[ResponsePositions, Tensor]:
+def pass_batch(loaded: LoadedModel, batch: Batch) -> Passed:
     """Pass one batch through the model; the head runs on no more than one position a row.
 
-    Returns:
-        (response positions; mean last hidden state of each prompt [B, D], float32 or float64).
+    Nothing here waits for the device: what is needed to take the response positions out is known
+    on the host.
     """
-
-    def on_device(array: object) -> Tensor:
-        return torch.as_tensor(array, device=loaded.device)
-
-    input_ids = on_device(batch.input_ids)
-    inputs = {name: on_device(values) for name, values in batch.inputs.items()}
+    device = loaded.device
+    inputs = {name: to_device(values, device) for name, values in batch.inputs.items()}
     dtype = loaded.unembedding.weight.dtype
     pixels = {name: v.to(dtype) for name, v in inputs.items() if v.is_floating_point()}
     with capture_last_hidden(loaded.model) as captured:
         loaded.model(
-            input_ids=input_ids,
-            attention_mask=on_device(batch.attention_mask),
+            input_ids=to_device(batch.input_ids, device),
+            attention_mask=to_device(batch.attention_mask, device),
             use_cache=False,
             **(inputs | pixels),
         )
     (hidden,) = captured
-    positions = ResponsePositions.from_batch(hidden, input_ids, on_device(batch.mask))
-    return positions, _prompt_means(hidden, on_device(batch.prompt_tokens), positions.hidden.dtype)
-
-
-def _prompt_means(hidden: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mean over the first `tokens` [B] states of each row of [B, T, D]."""
-    inside = torch.arange(hidden.shape[1], device=hidden.device) < tokens[:, None]
-    weights = inside / tokens.clamp(min=1)[:, None]
-    return torch.bmm(weights[:, None].to(dtype), hidden.to(dtype))[:, 0]
+    positions = ResponsePositions.from_batch(hidden, batch.input_ids, batch.mask)
+    tokens = np.array(batch.prompt_tokens)[:, None]
+    weights = (np.arange(hidden.shape[1]) < tokens) / np.maximum(tokens, 1)
+    means = torch.bmm(
+        to_device(weights[:, None], device).to(positions.dtype), hidden.to(positions.dtype)
+    )
+    return Passed(positions, means[:, 0])

@@ -5,22 +5,65 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.valuation.sweep_shape import SweepShape, blocked
+
+_CPU_TOKENS = 2048
+# Beyond these a GPU gains nothing, and rows of a batch differ more in length.
+_MOST_TOKENS = 16_384
+_LEAST_TOKENS = 256
+# Of a GPU's free memory for the activations of a batch, the workspace of the head apart.
+_ACTIVATIONS_SHARE = 0.3
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass
 class TokenBudget:
-    """How many tokens a batch may have, padding included; falls when memory runs out.
+    """What a batch may take: tokens, padding included, and memory of the head's workspace.
+
+    Both fall when memory runs out, and with them the last digits of what is computed.
 
     Attributes:
-        tokens: the budget in force.
+        tokens: tokens of a batch.
+        sweep: with the workspace.
     """
 
     tokens: int
+    sweep: SweepShape = field(default_factory=blocked)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, options: ValuationOptions) -> TokenBudget:
+        """Return the budget that a pass begins with."""
+        tokens = options.batch_tokens
+        if tokens == "auto":
+            tokens = _fitting_tokens(loaded)
+        return cls(tokens, loaded.unembedding.sweep)
+
+    @property
+    def mark(self) -> str:
+        """The budget as text, to be kept with what was computed under it."""
+        return f"{self.tokens},{self.sweep.workspace}"
+
+    def restore(self, mark: str) -> None:
+        """Go on with a budget that was kept."""
+        self.tokens, self.sweep.workspace = map(int, mark.split(","))
+
+    def halve_workspace(self) -> bool:
+        """Set the workspace to half of what did not fit; False if it is small already."""
+        if self.sweep.workspace < 2**24:
+            return False
+        self.sweep.workspace //= 2
+        _logger.warning(
+            "The logits of a batch did not fit in memory; going on with %d MB of them at a time.",
+            self.sweep.workspace // 2**20,
+        )
+        return True
 
     def halve(self, failed: int) -> None:
         """Set the budget to half of a batch that did not fit."""
@@ -28,6 +71,21 @@ class TokenBudget:
         _logger.warning(
             "A batch of %d tokens did not fit in memory; going on with %d.", failed, self.tokens
         )
+
+
+def _fitting_tokens(loaded: LoadedModel) -> int:
+    """Return the tokens of a batch whose activations fit in free memory; a power of two."""
+    if loaded.device.type != "cuda":
+        return _CPU_TOKENS
+    config = loaded.model.config.get_text_config()  # type: ignore[operator, union-attr]
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    # Without gradients one layer's activations live at a time: some copies of the residual
+    # stream, queries, keys and values, float32 in the norms; and the inside of the MLP.
+    token_bytes = loaded.unembedding.weight.element_size() * (16 * width + 4 * inner)
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    fitting = int(_ACTIVATIONS_SHARE * free) // token_bytes
+    return max(_LEAST_TOKENS, min(_MOST_TOKENS, 1 << max(fitting.bit_length() - 1, 0)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,14 +20,16 @@ class ValuationOptions:
         damping: of the preconditioner, relative to the mean eigenvalue.
         centre: compare hidden states after subtracting the validation tokens' mean.
         batch_tokens: tokens in a batch, padding included. Changes speed and memory, never a
-            score beyond rounding.
+            score beyond rounding. "auto" takes what the device's free memory holds, up to 16,384,
+            and 2,048 on a CPU.
         batch_image_mb: megabytes (10⁶ bytes) of prepared images in a batch.
         image_workers: threads that decode and resize images while the model is busy; with none
             they are prepared when they are needed.
         remembered_images: rows whose prepared images each thread keeps, to be used again where the
             same images come again; for data that ask much about few images.
         window_rows: rows that are tokenised at a time, sorted by length among themselves, and
-            stored as one part of a feature table.
+            stored as one part of a feature table. "auto" is 512 on a CPU, and up to 2,048 on a
+            GPU, whose larger batches would be padded more.
         memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
             10⁹ bytes of the process on a CPU, of torch on a GPU.
         features: how much of each token the features keep.
@@ -38,25 +40,31 @@ class ValuationOptions:
     preconditioner: Literal["none", "activation"] = "activation"
     damping: float = 0.1
     centre: bool = False
-    batch_tokens: int = 2048
+    batch_tokens: int | Literal["auto"] = "auto"
     batch_image_mb: float = 128.0
     image_workers: int = 2
     remembered_images: int = 0
-    window_rows: int = 512
+    window_rows: int | Literal["auto"] = "auto"
     memory_limit_gb: float | None = None
     features: FeaturePrecision = field(default_factory=FeaturePrecision)
     noise: NoiseOptions | None = field(default_factory=NoiseOptions)
 
+    @property
+    def read_rows(self) -> int:
+        """Rows of a stored table that are read at a time."""
+        return 512 if self.window_rows == "auto" else self.window_rows
+
     def __post_init__(self) -> None:
-        """Refuse sizes that mean nothing."""
+        """Check the sizes."""
         for name, least in (
             ("batch_tokens", 1),
             ("window_rows", 1),
             ("image_workers", 0),
             ("remembered_images", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value != "auto" and value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}.")
         if not self.batch_image_mb > 0:
             raise ValueError(f"batch_image_mb must be positive; got {self.batch_image_mb}.")
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0:

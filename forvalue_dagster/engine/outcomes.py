@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -13,6 +13,7 @@ from forvalue_dagster.engine.forward import PassedRows, Unscored
 from forvalue_dagster.valuation.profile import ValueDirection
 from forvalue_dagster.valuation.value import RowValues
 
+T = TypeVar("T")
 # Called after each batch with (rows done, response tokens done).
 Progress = Callable[[int, int], None]
 
@@ -26,14 +27,11 @@ class Outcomes:
 
     Args:
         frame: canonical rows.
-        progress: told of each batch.
     """
 
-    def __init__(self, frame: pl.DataFrame, progress: Progress | None = None) -> None:
+    def __init__(self, frame: pl.DataFrame) -> None:
         self._identity = frame.select(*IDENTITY)
         self._records: list[dict[str, Any] | None] = [None] * len(frame)
-        self._progress = progress
-        self._done = self._tokens = 0
 
     def skip(self, unscored: Unscored) -> None:
         """Record a row that did not go through the model."""
@@ -43,30 +41,46 @@ class Outcomes:
             "truncated": unscored.truncated,
             "response_tokens": 0,
         }
-        self._done += 1
 
-    def add(self, passed: PassedRows, results: Sequence[Mapping[str, Any] | None]) -> None:
+    def add(
+        self,
+        rows: Sequence[int],
+        truncated: Sequence[bool],
+        lengths: Sequence[int],
+        results: Sequence[Mapping[str, Any] | None],
+    ) -> None:
         """Record the results of rows; None, or a number that is not finite, skips the row."""
-        rows = zip(passed.rows, passed.truncated, passed.positions.lengths, results, strict=True)
-        for row, truncated, tokens, result in rows:
+        for row, cut, tokens, result in zip(rows, truncated, lengths, results, strict=True):
             numbers = [v for v in (result or {}).values() if isinstance(v, float)]
             finite = result is not None and all(map(math.isfinite, numbers))
             self._records[row] = {
                 **(result if result is not None and finite else {}),
                 "status": "scored" if finite else "skipped",
                 "reason": None if finite else "non_finite",
-                "truncated": truncated,
+                "truncated": cut,
                 "response_tokens": tokens,
             }
-            self._tokens += tokens
-        self._done += len(passed.rows)
-        if self._progress is not None:
-            self._progress(self._done, self._tokens)
 
     def frame(self, results: Mapping[str, pl.DataType]) -> pl.DataFrame:
         """Return the table: identity, `results`, outcome; one line for each row, in order."""
         table = pl.DataFrame(self._records, schema={**results, **OUTCOME})
         return self._identity.hstack(table)
+
+
+def told(
+    passes: Iterable[PassedRows[T] | Unscored], progress: Progress | None
+) -> Iterator[PassedRows[T] | Unscored]:
+    """Yield what comes out of a pass, and tell of each batch that it has gone through."""
+    rows = tokens = 0
+    for passed in passes:
+        yield passed
+        if isinstance(passed, Unscored):
+            rows += 1
+            continue
+        rows += len(passed.rows)
+        tokens += sum(passed.lengths)
+        if progress is not None:
+            progress(rows, tokens)
 
 
 def refuse_broken_model(scored: int, non_finite: int) -> None:

@@ -74,7 +74,7 @@ class FeaturePass:
                 found.append(lines["sample_id"])
                 if store is not None:
                     digest = sha256(f"{self.mark}\n{','.join(found[-1])}".encode()).hexdigest()
-                    budget = self._options.batch_tokens
+                    budget = str(self._options.batch_tokens)
                     store.save(f"known-{number:07d}-{digest[:20]}", lines, budget)
                 yield from placed(lines, places)
         known = pl.concat(found)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import polars as pl
 import torch
 
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.fingerprint import fingerprint
-from forvalue_dagster.engine.forward import Unscored, forward_pass
+from forvalue_dagster.engine.encoding import windows_ahead
+from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.noise import (
     NOISE_COLUMNS,
     judge,
@@ -23,18 +24,22 @@ from forvalue_dagster.engine.outcomes import (
     Outcomes,
     Progress,
     refuse_broken_outcome,
+    told,
     value_columns,
     value_records,
 )
+from forvalue_dagster.engine.transfer import Behind, Transfer
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.prompt_space import fit_prompt_space
 from forvalue_dagster.valuation.statistics import summarise_rows
-from forvalue_dagster.valuation.value import exact_values
+from forvalue_dagster.valuation.value import RowValues, exact_values
 
 DEFAULT_GROUP = "all"
+# Batches whose records are made while the device goes on.
+_BATCHES_BEHIND = 3
 
 
 def build_profile(
@@ -76,16 +81,17 @@ def build_profile(
         keep=options.features,
         fingerprint=fingerprint(loaded, options),
     )
-    outcome = Outcomes(frame, progress)
+    outcome = Outcomes(frame)
     prompts = []
-    for passed in forward_pass(loaded, frame, options):
+    for passed in told(forward_pass(loaded, frame, options, lambda passed: passed), progress):
         if isinstance(passed, Unscored):
             outcome.skip(passed)
-        else:
-            own = [groups[row] for row in passed.rows]
-            usable = builder.add(passed.positions, own, passed.rows)
-            outcome.add(passed, [{} if ok else None for ok in usable])
-            prompts.append(passed.prompts[torch.tensor(usable)].float().double().cpu())
+            continue
+        own = [groups[row] for row in passed.rows]
+        usable = builder.add(passed.result.positions, own, passed.rows)
+        results = [{} if ok else None for ok in usable]
+        outcome.add(passed.rows, passed.truncated, passed.lengths, results)
+        prompts.append(passed.result.prompts.float().double().cpu()[torch.tensor(usable)])
     table = refuse_broken_outcome(outcome.frame({}))
     profile = builder.build()
     profile = replace(profile, prompts=fit_prompt_space(torch.cat(prompts).numpy()))
@@ -108,37 +114,66 @@ def score_rows(
     """
     direction = direction_of(profile, options)
     probe_direction = noise_direction(profile, options)
-    outcome = Outcomes(frame, progress)
-    for passed in forward_pass(loaded, frame, options):
-        if isinstance(passed, Unscored):
-            outcome.skip(passed)
-            continue
-        values = exact_values(loaded.unembedding, passed.positions, direction)
-        records = value_records(values.rows, passed.positions.lengths, direction)
-        statistics = summarise_rows(values.tokens, passed.positions)
-        alignment = values.rows.alignment
-        if probe_direction is not None:
-            probed = exact_values(loaded.unembedding, passed.positions, probe_direction)
-            alignment = probed.rows.alignment
-        judged = judge(
-            profile,
-            np.array([list(row.values()) for row in statistics]),
-            alignment.numpy(),
-            passed.prompts.float().cpu().numpy(),
-        )
-        told = {name: column for name, column in judged.items() if column is not None}
-        rows = [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)]
-        outcome.add(
-            passed,
-            [
-                a | b | c
-                for a, b, c in zip(records, statistics, rows or [{}] * len(records), strict=True)
-            ],
-        )
+    outcome = Outcomes(frame)
+    head = partial(_exact, loaded, direction, probe_direction)
+    depth = _BATCHES_BEHIND if windows_ahead(options, loaded.device.type) else 0
+    with Behind[None](depth) as records:
+        for passed in told(forward_pass(loaded, frame, options, head), progress):
+            if isinstance(passed, Unscored):
+                outcome.skip(passed)
+                continue
+            records.add(partial(_record, outcome, passed, profile, direction))
+            records.wait()
+        for _ in records.rest():
+            pass
     columns = (
         value_columns(direction) | dict.fromkeys(FORWARD_STATISTICS, pl.Float64()) | NOISE_COLUMNS
     )
     return with_source(refuse_broken_outcome(outcome.frame(columns)), "exact", profile.identity)
+
+
+@torch.inference_mode()
+def _exact(
+    loaded: LoadedModel,
+    direction: ValueDirection,
+    probe_direction: ValueDirection | None,
+    passed: Passed,
+) -> Transfer:
+    """Begin to bring values and statistics of a batch to the host."""
+    unembedding, positions = loaded.unembedding, passed.positions
+    values = exact_values(unembedding, positions, direction)
+    rows = values.rows
+    probed = rows.alignment
+    if probe_direction is not None:
+        probed = exact_values(unembedding, positions, probe_direction).rows.alignment
+    return Transfer(
+        {name: getattr(rows, name) for name in ("groups", "value", "norm", "alignment")}
+        | {
+            "probed": probed,
+            "statistics": summarise_rows(values.tokens, positions).to(probed.device),
+            "prompts": passed.prompts.float().to(probed.device),
+        }
+    )
+
+
+def _record(
+    outcome: Outcomes,
+    passed: PassedRows[Transfer],
+    profile: ValidationProfile,
+    direction: ValueDirection,
+) -> None:
+    """Record a batch's rows."""
+    arrays = passed.result.arrays()
+    values = RowValues(
+        *(torch.from_numpy(arrays[name]) for name in ("groups", "value", "norm", "alignment"))
+    )
+    columns = judge(profile, arrays["statistics"], arrays["probed"], arrays["prompts"])
+    judged = {name: column for name, column in columns.items() if column is not None}
+    results = value_records(values, passed.lengths, direction)
+    for row, numbers in enumerate(arrays["statistics"].tolist()):
+        results[row] |= dict(zip(FORWARD_STATISTICS, numbers, strict=True))
+        results[row] |= {name: column[row] for name, column in judged.items()}
+    outcome.add(passed.rows, passed.truncated, passed.lengths, results)
 
 
 def direction_of(

@@ -41,14 +41,18 @@ class StoredParts:
     reused: int = 0
     schema: pl.Schema | None = None
 
-    def load(self, key: str) -> tuple[pl.DataFrame, int] | None:
+    def __contains__(self, key: str) -> bool:
+        """Tell whether a part was finished."""
+        return key in self._finished
+
+    def load(self, key: str) -> tuple[pl.DataFrame, str] | None:
         """Return a finished part with the token budget after it."""
         path = self._finished.get(key)
         if path is None:
             return None
         try:
             with path.open("rb") as stream:
-                budget = int(pl.read_parquet_metadata(stream)[_BUDGET])
+                budget = pl.read_parquet_metadata(stream)[_BUDGET]
             with path.open("rb") as stream:
                 part = pl.read_parquet(stream)
         except FileNotFoundError:
@@ -60,10 +64,10 @@ class StoredParts:
         self.reused += 1
         return part, budget
 
-    def save(self, key: str, part: pl.DataFrame, budget: int) -> None:
+    def save(self, key: str, part: pl.DataFrame, budget: str) -> None:
         """Keep a finished part."""
         with atomic_write(self._path(key)) as stream:
-            part.write_parquet(stream, compression="zstd", metadata={_BUDGET: str(budget)})
+            part.write_parquet(stream, compression="zstd", metadata={_BUDGET: budget})
         self._count(key, part)
 
     def frames(self) -> Iterator[pl.DataFrame]:

@@ -54,13 +54,18 @@ class TokenFeatures:
     @classmethod
     def concatenate(cls, parts: Sequence[TokenFeatures]) -> TokenFeatures:
         """Join the rows of several parts."""
+        if len(parts) == 1:
+            return parts[0]
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
         return cls(**joined, lengths=tuple(length for part in parts for length in part.lengths))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return tensors to be stored; `from_tensors` is the inverse."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64)
-        return {name: getattr(self, name) for name in _TENSORS} | {"lengths": lengths}
+        return self.tensors() | {"lengths": torch.tensor(self.lengths, dtype=torch.int64)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the positions by name."""
+        return {name: getattr(self, name) for name in _TENSORS}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TokenFeatures:

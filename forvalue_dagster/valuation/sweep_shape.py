@@ -50,10 +50,6 @@ class SweepShape:
         fitting = self.workspace // (max(1, positions) * dtype.itemsize)
         return min(vocabulary, max(step, fitting // step * step))
 
-    def halve(self) -> None:
-        """Hold half as much from now on."""
-        self.workspace //= 2
-
 
 def blocked() -> SweepShape:
     """Return the shape for a CPU: tiles that stay in its cache."""
@@ -75,4 +71,5 @@ def shape_for(weight: Tensor) -> SweepShape:
     reusable = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(
         weight.device
     )
-    return wide(int(_WORKSPACE_SHARE * (free + reusable)))
+    # A power of two, so that a pass that goes on in another process finds the same.
+    return wide(1 << (int(_WORKSPACE_SHARE * (free + reusable)).bit_length() - 1))

@@ -13,7 +13,7 @@ from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.engine.forward import response_positions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.unembedding import capture_last_hidden
 from tests.tiny import VOCABULARY, tiny_loaded
 

@@ -23,7 +23,7 @@ from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model, prepare_model
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.prediction_error import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions
 from tests.tiny import tiny_loaded
 from tests.tiny_vision import (
     VISION_FAMILIES,
@@ -141,7 +141,7 @@ def test_values_are_those_of_autograd_whatever_the_batch(family: str) -> None:
     aligned = model.encoder("response").row_aligned
     mixed = list(batches(rows, 10_000, row_aligned=aligned))
     assert len(mixed) == 1 + 2 * (family == "mllama")
-    passed = [pass_batch(model, batch)[0] for batch in mixed]
+    passed = [pass_batch(model, batch).positions for batch in mixed]
     order = [index for batch in mixed for index in batch.rows]
     together = ResponsePositions.concatenate(passed)
     pairs = pairwise_values(model.unembedding, together, together)
@@ -153,7 +153,7 @@ def test_values_are_those_of_autograd_whatever_the_batch(family: str) -> None:
             bound = 1e-5 * one.norm() * other.norm()
             assert abs(pairs[i, v] - (one * other).sum()) <= bound
     for i in range(len(rows)):
-        positions = pass_batch(model, pad(rows, [i], aligned))[0]
+        positions = pass_batch(model, pad(rows, [i], aligned)).positions
         value = pairwise_values(model.unembedding, positions, positions)[0, 0]
         assert abs(value - G[i].square().sum()) <= 1e-9 * G[i].square().sum()
 
