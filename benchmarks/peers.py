@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forvalue_dagster.data.batching import Batch
 from forvalue_dagster.models.loading import LoadedModel
-from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.positions import ResponsePositions, to_device
 from forvalue_dagster.valuation.unembedding import capture_last_hidden
 
 LAYERS = ("q_proj", "v_proj")
@@ -74,7 +74,7 @@ def _full_logits(loaded: LoadedModel, batch: Batch) -> tuple[ResponsePositions, 
     attention = torch.from_numpy(batch.attention_mask)
     logits = loaded.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
     handle.remove()
-    return ResponsePositions.from_batch(captured[0], ids, mask), logits[mask]
+    return ResponsePositions.from_batch(captured[0], batch.input_ids, batch.mask), logits[mask]
 
 
 def _restricted_errors(
@@ -131,21 +131,24 @@ def _batch_gradients(
 
     pairs = enumerate(zip(layers, down, strict=True))
     handles = [layer.register_forward_hook(watch(n, project)) for n, (layer, project) in pairs]
-    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.mask)
-    inputs = {name: torch.from_numpy(values) for name, values in batch.inputs.items()}
+    device = loaded.device
+    ids, mask = to_device(batch.input_ids, device), to_device(batch.mask, device)
+    inputs = {name: to_device(values, device) for name, values in batch.inputs.items()}
     # No parameter has a gradient; one input must, for any to flow.
     if "pixel_values" in inputs:
         inputs |= {"input_ids": ids, "pixel_values": inputs["pixel_values"].requires_grad_()}
     else:
         embedded = loaded.model.get_input_embeddings()(ids).detach()
         inputs |= {"inputs_embeds": embedded.requires_grad_()}
-    attention = torch.from_numpy(batch.attention_mask)
+    attention = to_device(batch.attention_mask, device)
     with capture_last_hidden(loaded.model) as captured:
         loaded.model(attention_mask=attention, use_cache=False, **inputs)
     for handle in handles:
         handle.remove()
     # The head at scored positions only: the best that this method can do.
-    logits = loaded.unembedding.logits(captured[0][mask], slice(None))
+    head = loaded.unembedding
+    logits = nn.functional.linear(captured[0][mask], head.weight, head.bias)
+    logits = head.transform.apply(logits)
     loss = nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1)[mask], reduction="sum")
     (-loss).backward()
     return [found[number] for number in range(len(layers))]

@@ -147,6 +147,7 @@ def _fitting_batches(
         rows = [encoded[index] for index in tried]
         for batch in batches(rows, budget.tokens, image_bytes, encoder.row_aligned):
             batch = replace(batch, rows=tuple(tried[place] for place in batch.rows))
+
             def whole(batch: Batch = batch) -> T:
                 passed = pass_batch(loaded, batch)
                 while (result := _fitting(lambda: head(passed), loaded, options)) is None:

@@ -26,6 +26,12 @@ from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.products import takes_half
 from forvalue_dagster.valuation.unembedding import Unembedding
 
+try:
+    # Comes with torch for GPUs.
+    from forvalue_dagster.valuation.fused import sums as fused_sums
+except ImportError:
+    fused_sums = None  # type: ignore[assignment]
+
 # The k largest of a row lie within the k groups of so many whose largest are largest.
 GROUP = 64
 
@@ -127,7 +133,8 @@ class PredictionErrors:
         self._top: tuple[Tensor, Tensor] | None = None  # tokens, logits
         self._others = min(top, unembedding.vocabulary_size) - 1
         self._logits: Tensor | None = None
-        self._sweep(keep)
+        self._keep = keep
+        self._sweep()
         label = (own - self._maximum).exp()
         rest = self.total
         self.total = rest + label
@@ -140,27 +147,27 @@ class PredictionErrors:
             nll=self.log_normaliser - own, entropy=self.log_normaliser - mean, rank=self._rank
         )
 
-    def _sweep(self, keep: bool) -> None:
+    def _sweep(self) -> None:
         unembedding, count = self._unembedding, len(self._own)
         shape, size = unembedding.sweep, unembedding.vocabulary_size
         columns = shape.columns(count, size, self._positions.dtype)
-        if shape.tile is not None and self._others < 1 and not keep:
+        if shape.tile is not None and self._others < 1 and not self._keep:
             columns = min(columns, shape.tile[1])  # nothing is looked at again
         for start in range(0, size, columns):
             block = slice(start, min(start + columns, size))
-            logits = self._block(block)
+            logits, largest = self._block(block)
             if self._others > 0:
-                self._keep_largest(logits, block.start)
-            if keep and columns >= size:
+                self._keep_largest(logits, largest, block.start)
+            if self._keep and columns >= size:
                 self._logits = logits
 
-    def _block(self, block: slice) -> Tensor:
-        """Compute and sum a block's logits [P, its width, in whole groups of `GROUP`]."""
+    def _block(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Compute and sum a block's logits; return them, and the largest of each group if known."""
         tile, width = self._unembedding.sweep.tile, block.stop - block.start
         if tile is None:
             z = self._unembedding.logits(self._hidden, block)
-            self._add(z, range(len(self._positions.lengths)), slice(0, len(z)), block)
-            return z
+            rows = range(len(self._positions.lengths))
+            return z, self._add(z, rows, slice(0, len(z)), block)
         z = self._own.new_empty(len(self._own), width)
         for start in range(block.start, block.stop, tile[1]):
             inner = slice(start, min(start + tile[1], block.stop))
@@ -169,7 +176,7 @@ class PredictionErrors:
                 part = z[span, place]
                 self._unembedding.logits(self._hidden[span], inner, out=part)
                 self._add(part, rows, span, inner)
-        return z
+        return z, None
 
     def _row_spans(self, positions: int) -> list[tuple[range, slice]]:
         """Group whole rows into spans of about so many positions."""
@@ -183,24 +190,37 @@ class PredictionErrors:
 
     _spans: list[tuple[range, slice]] | None = None
 
-    def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> None:
-        """Add a tile to the sums, and hide its labels in it."""
+    def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> Tensor | None:
+        """Add a tile to the sums, and hide its labels in it; return its groups' largest if known."""
         slope = None if self._visitor is None else self._unembedding.transform.slope(z)
         set_labels(z, self._positions.labels[span], block, self._lowest)
-        own, maximum, total = self._own[span], self._maximum[span], self.total[span]
-        raised = torch.maximum(maximum, z.amax(dim=1))
+        own, maximum = self._own[span], self._maximum[span]
+        probabilities, groups = None, None
+        if fused_sums is not None and z.is_cuda and z.dtype == torch.float32:
+            raised, total, weighted, rank, groups = fused_sums(z, own, maximum, GROUP, self._lowest)
+        else:
+            raised = torch.maximum(maximum, z.amax(dim=1))
+            rank = _count_above(z, own)
+            probabilities = torch.sub(z, raised[:, None]).exp_()
+            total = probabilities.sum(dim=1)
+            weighted = torch.linalg.vecdot(probabilities, z)
         decay = (maximum - raised).exp_()
-        self._rank[span] += _count_above(z, own)
-        probabilities = torch.sub(z, raised[:, None]).exp_()
-        total.mul_(decay).add_(probabilities.sum(dim=1))
-        self._weighted[span].mul_(decay).add_(torch.linalg.vecdot(probabilities, z))
+        self._rank[span] += rank
+        self.total[span].mul_(decay).add_(total)
+        self._weighted[span].mul_(decay).add_(weighted)
         maximum.copy_(raised)
         if self._visitor is not None:
+            if probabilities is None:
+                # In place of the logits, unless they are looked at again.
+                out = None if self._keep or self._others > 0 else z
+                probabilities = torch.sub(z, raised[:, None], out=out).exp_()
             self._visitor.add(Tile(rows, span, block, probabilities, decay, slope))
+        return groups
 
-    def _keep_largest(self, z: Tensor, offset: int) -> None:
+    def _keep_largest(self, z: Tensor, groups: Tensor | None, offset: int) -> None:
         """Merge the largest errors of a block into those of the blocks before, labels apart."""
-        place = _largest(self._log_size(z), self._others)
+        size = self._log_size(z)
+        place = _largest(size, self._others, groups if size is z else None)
         tokens, logits = place + offset, z.gather(1, place)
         if self._top is not None:
             tokens = torch.cat([self._top[0], tokens], 1)
@@ -287,18 +307,24 @@ def set_labels(tile: Tensor, labels: Tensor, block: slice, value: Tensor | float
     tile.scatter_(1, column, torch.where(inside, value, tile.gather(1, column)))
 
 
-def _largest(z: Tensor, count: int) -> Tensor:
+def _largest(z: Tensor, count: int, groups: Tensor | None = None) -> Tensor:
     """Return the places of the largest entries of each row [n, count], or fewer if it has fewer.
 
     The k largest lie in the k groups with the largest maxima, which are few of a large vocabulary.
+
+    Args:
+        z: rows of entries [n, C].
+        count: k.
+        groups: the largest entry of each group of `GROUP`, if it is known [n, ⌈C / GROUP⌉].
     """
     width = z.shape[1]
     count = min(count, width)
     if width < 2 * count * GROUP:
         return z.topk(count, dim=1, sorted=False).indices
     whole = width // GROUP * GROUP
-    groups = z[:, :whole].unflatten(1, (-1, GROUP))
-    best = groups.amax(dim=2).topk(count, dim=1, sorted=False).indices
+    if groups is None:
+        groups = z[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2)
+    best = groups[:, : whole // GROUP].topk(count, dim=1, sorted=False).indices
     place = (best[..., None] * GROUP + torch.arange(GROUP, device=z.device)).flatten(1)
     if whole < width:
         rest = torch.arange(whole, width, device=z.device).expand(len(z), -1)

@@ -76,9 +76,7 @@ def _peak(surprise: Tensor, rows: PaddedRows, mean: Tensor) -> Tensor:
         return mean
     windows = surprise.unfold(1, PEAK_TOKENS, 1).mean(dim=2)
     whole = rows.inside[:, PEAK_TOKENS - 1 :]
-    return torch.where(
-        whole[:, 0], torch.where(whole, windows, -torch.inf).amax(dim=1), mean
-    )
+    return torch.where(whole[:, 0], torch.where(whole, windows, -torch.inf).amax(dim=1), mean)
 
 
 def _first_occurrences(labels: Tensor, rows: PaddedRows) -> Tensor:

@@ -75,7 +75,9 @@ class Scale:
 
     def slope(self, logits: Tensor) -> Tensor:
         """Return f′ = s, once for all logits."""
-        return torch.full((1, 1)[: logits.dim()], self.factor, dtype=logits.dtype, device=logits.device)
+        return torch.full(
+            (1, 1)[: logits.dim()], self.factor, dtype=logits.dtype, device=logits.device
+        )
 
 
 # The names that transformers' configurations use for a transform after the head. A name can mean

@@ -83,9 +83,7 @@ def full_errors(unembedding: Unembedding, positions: ResponsePositions) -> torch
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 5, V, 10 * V])
 @pytest.mark.parametrize("transform", [None, Scale(-0.3), SoftCap(4.0)], ids=repr)
-def test_the_kept_errors_are_the_largest(
-    transform: object, count: int, shape: str
-) -> None:
+def test_the_kept_errors_are_the_largest(transform: object, count: int, shape: str) -> None:
     unembedding, positions = make(transform)
     unembedding = replace(unembedding, shape=SHAPES[shape])
     tokens, kept = PredictionErrors(unembedding, positions, top=count).top()
