@@ -30,8 +30,8 @@ from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
 from forvalue_dagster.engine.forward import response_positions
 from forvalue_dagster.models.loading import LoadedModel, load_model
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.value import exact_values
 

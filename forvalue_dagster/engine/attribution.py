@@ -17,8 +17,8 @@ from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.feature_value import feature_pairs
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile import ValidationProfile
 
 # Hidden states of this many training positions are gathered before their pairs are computed:

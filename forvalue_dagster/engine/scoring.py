@@ -9,8 +9,8 @@ import polars as pl
 import torch
 
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
-from forvalue_dagster.engine.fingerprint import fingerprint
 from forvalue_dagster.engine.encoding import windows_ahead
+from forvalue_dagster.engine.fingerprint import fingerprint
 from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, forward_pass
 from forvalue_dagster.engine.noise import (
     NOISE_COLUMNS,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forvalue_dagster.valuation.precision import FeaturePrecision, HiddenPrecision
 from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.precision import FeaturePrecision, HiddenPrecision
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 
 # A hidden state's largest entries can exceed all others a hundredfold. Kept apart, they leave the

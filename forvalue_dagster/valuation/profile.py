@@ -112,7 +112,7 @@ class ValidationProfile:
                 if metric.mean is not None:  # Σ e (h − μ)ᵀ = Σ e hᵀ − (Σ e) μᵀ
                     own = own - errors[:, None] * metric.mean
                 target.copy_(own if metric.whitening is None else own @ metric.whitening)
-        counts = torch.tensor(self.counts, dtype=torch.float64)
+        counts = torch.tensor(self.counts, dtype=torch.float64, device=gradients.device)
         weights = counts / counts.sum()
         mean = sum(
             weight * gradient for weight, gradient in zip(weights.tolist(), gradients, strict=True)

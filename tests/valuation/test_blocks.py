@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.sweep_shape import SweepShape

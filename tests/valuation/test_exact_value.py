@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.positions import ResponsePositions
+from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder

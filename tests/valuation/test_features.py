@@ -12,9 +12,9 @@ from forvalue_dagster.valuation import feature_value
 from forvalue_dagster.valuation.feature_value import feature_pairs, feature_values
 from forvalue_dagster.valuation.features import OUTLIERS, TokenFeatures, token_features
 from forvalue_dagster.valuation.pairwise import pairwise_values
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
-from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
