@@ -96,3 +96,76 @@ def sums(
         num_warps=8,
     )
     return raised, total, weighted, rank, groups
+
+
+@triton.jit
+def _weigh_kernel(  # type: ignore[no-untyped-def]
+    logits,
+    stride,
+    maximum,
+    against,
+    against_stride,
+    place,
+    high,
+    low,
+    found,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Weigh one position's products by its exponentials; a program for each."""
+    row = tl.program_id(0).to(tl.int64)
+    highest = tl.load(maximum + row)
+    to = tl.load(place + row) * COLUMNS
+    sums = 0.0
+    for start in range(0, COLUMNS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < COLUMNS
+        z = tl.load(logits + row * stride + column, mask=inside, other=float("-inf"))
+        weight = tl.load(against + row * against_stride + column, mask=inside, other=0.0)
+        power = tl.exp(z - highest)
+        sums += tl.sum(power * weight, axis=0)
+        if KEEP:
+            rounded = power.to(tl.bfloat16)
+            rest = (power - rounded.to(tl.float32)).to(tl.bfloat16)
+            tl.store(high + to + column, rounded, mask=inside)
+            tl.store(low + to + column, rest, mask=inside)
+    tl.store(found + row, sums)
+
+
+def weigh(
+    z: Tensor,
+    maximum: Tensor,
+    against: Tensor,
+    place: Tensor,
+    parts: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Return Σ exp(z − maximum) · against of each position [n].
+
+    Args:
+        z: logits [n, C], float32.
+        maximum: [n].
+        against: [n, C], float32.
+        place: where each position's exponentials go [n], int64.
+        parts: room for the exponentials in two bfloat16 parts, C entries for each place; None
+            where they are not kept.
+    """
+    rows, columns = z.shape
+    found = torch.empty_like(maximum)
+    high, low = (found, found) if parts is None else parts
+    _weigh_kernel[(rows,)](
+        z,
+        z.stride(0),
+        maximum,
+        against,
+        against.stride(0),
+        place,
+        high,
+        low,
+        found,
+        COLUMNS=columns,
+        BLOCK=_BLOCK,
+        KEEP=parts is not None,
+        num_warps=8,
+    )
+    return found

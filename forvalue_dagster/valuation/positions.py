@@ -29,11 +29,13 @@ class PaddedRows:
 
     Attributes:
         index: place of each entry among the positions; padding repeats the row's last.
+        place: of each position among the R × T entries [P], int64.
         inside: whether an entry is a position of the row, and not padding.
         lengths: positions of each row [R], int64.
     """
 
     index: Tensor
+    place: Tensor
     inside: Tensor
     lengths: Tensor
 
@@ -107,10 +109,12 @@ class ResponsePositions:
         lengths = np.array(self.lengths)
         place = np.arange(lengths.max(initial=0))
         first = (lengths.cumsum() - lengths)[:, None]
+        inside = place < lengths[:, None]
         device = self.hidden.device
         return PaddedRows(
             index=to_device(first + np.minimum(place, lengths[:, None] - 1), device),
-            inside=to_device(place < lengths[:, None], device),
+            place=to_device(np.flatnonzero(inside), device),
+            inside=to_device(inside, device),
             lengths=to_device(lengths, device),
         )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -27,10 +28,10 @@ from forvalue_dagster.valuation.products import takes_half
 from forvalue_dagster.valuation.unembedding import Unembedding
 
 try:
-    # Comes with torch for GPUs.
-    from forvalue_dagster.valuation.fused import sums as fused_sums
+    # Needs Triton, which comes with torch for GPUs.
+    from forvalue_dagster.valuation import fused
 except ImportError:
-    fused_sums = None  # type: ignore[assignment]
+    fused = None  # type: ignore[assignment]
 
 # The k largest of a row lie within the k groups of so many whose largest are largest.
 GROUP = 64
@@ -78,17 +79,27 @@ class Tile:
         rows: the rows, whole.
         span: their positions.
         block: the tokens, a slice of [0, V).
-        probabilities: exp(z − the largest logit so far) [n, width of the block], 0 at the label.
-        decay: what sums over earlier tiles must be multiplied by to refer to that logit, too [n].
+        logits: z [n, width of the block]; so low at the label that its exponential is 0.
+        maximum: the largest logit so far [n].
+        decay: what sums over earlier tiles must be multiplied by to refer to it, too [n].
         slope: f′, broadcast to the tile; None where f is the identity.
     """
 
     rows: range
     span: slice
     block: slice
-    probabilities: Tensor
+    logits: Tensor
+    maximum: Tensor
     decay: Tensor
     slope: Tensor | None
+    exponentials: Tensor | None = None
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """exp(z − maximum), 0 at the label [n, width of the block]."""
+        if self.exponentials is not None:
+            return self.exponentials
+        return torch.sub(self.logits, self.maximum[:, None]).exp_()
 
 
 class PredictionErrors:
@@ -196,8 +207,8 @@ class PredictionErrors:
         set_labels(z, self._positions.labels[span], block, self._lowest)
         own, maximum = self._own[span], self._maximum[span]
         probabilities, groups = None, None
-        if fused_sums is not None and z.is_cuda and z.dtype == torch.float32:
-            raised, total, weighted, rank, groups = fused_sums(z, own, maximum, GROUP, self._lowest)
+        if is_fused(z):
+            raised, total, weighted, rank, groups = fused.sums(z, own, maximum, GROUP, self._lowest)
         else:
             raised = torch.maximum(maximum, z.amax(dim=1))
             rank = _count_above(z, own)
@@ -210,11 +221,8 @@ class PredictionErrors:
         self._weighted[span].mul_(decay).add_(weighted)
         maximum.copy_(raised)
         if self._visitor is not None:
-            if probabilities is None:
-                # In place of the logits, unless they are looked at again.
-                out = None if self._keep or self._others > 0 else z
-                probabilities = torch.sub(z, raised[:, None], out=out).exp_()
-            self._visitor.add(Tile(rows, span, block, probabilities, decay, slope))
+            tile = Tile(rows, span, block, z, raised, decay, slope, probabilities)
+            self._visitor.add(tile)
         return groups
 
     def _keep_largest(self, z: Tensor, groups: Tensor | None, offset: int) -> None:
@@ -283,6 +291,11 @@ class PredictionErrors:
         if slope is not None:
             error.mul_(slope)
         return torch.cat([tokens, labels], 1), torch.cat([error, self.label_error[:, None]], 1)
+
+
+def is_fused(z: Tensor) -> bool:
+    """Tell whether logits are summed in one reading (`valuation.fused`)."""
+    return fused is not None and z.is_cuda and z.dtype == torch.float32
 
 
 def positions_at_once(unembedding: Unembedding, positions: ResponsePositions) -> int:

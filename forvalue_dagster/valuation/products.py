@@ -40,6 +40,26 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(left.to(dtype), right.to(dtype).T, out=out)
 
 
+def batched_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ rightᵀ of each pair of matrices [R, N, K], [R, M, K], as `product` does."""
+    if takes_half(left, right):
+        return torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+    dtype = score_dtype(left.dtype)
+    return torch.bmm(left.to(dtype), right.to(dtype).transpose(1, 2))
+
+
+def split_bfloat16(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a float32 tensor as the sum of two bfloat16 ones, but for 2⁻¹⁶ of each entry."""
+    high = factor.bfloat16()
+    return high, (factor - high).bfloat16()
+
+
+def self_products(high: Tensor, low: Tensor) -> Tensor:
+    """Return X @ Xᵀ of each matrix X = high + low [R, N, K], the square of `low` left out."""
+    crossed = batched_product(high, low)
+    return batched_product(high, high).add_(crossed).add_(crossed.transpose(1, 2))
+
+
 @dataclass(frozen=True)
 class SplitFactor:
     """A float32 factor of products on a GPU, held as two half-precision parts.

@@ -184,14 +184,15 @@ def output_head(model: nn.Module) -> nn.Linear:
 def capture_last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the input of the unembedding during forward passes, and spare the head its work.
 
-    The head is handed one position instead of T, so no [B, T, V] logits are made. Yields a list
+    The head is handed one position instead of B × T, so no [B, T, V] logits are made. Yields a list
     to which each forward pass appends its last hidden states [B, T, D], in the model's dtype.
     """
     captured: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         captured.append(args[0])
-        return (args[0][:, :1], *args[1:])
+        # Of one row: a slice of all rows is not contiguous, and its product a hundred times slower.
+        return (args[0][:1, :1], *args[1:])
 
     handle = output_head(model).register_forward_pre_hook(keep)
     try:

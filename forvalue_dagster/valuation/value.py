@@ -23,9 +23,18 @@ from forvalue_dagster.valuation.prediction_error import (
     PredictionErrors,
     Tile,
     TokenStatistics,
+    fused,
+    is_fused,
     positions_at_once,
 )
-from forvalue_dagster.valuation.products import SplitFactor, product, takes_half
+from forvalue_dagster.valuation.products import (
+    SplitFactor,
+    batched_product,
+    product,
+    self_products,
+    split_bfloat16,
+    takes_half,
+)
 from forvalue_dagster.valuation.profile import ValueDirection
 from forvalue_dagster.valuation.unembedding import Unembedding
 
@@ -133,8 +142,8 @@ class _Along:
         self._unembedding, self._positions, self._direction = unembedding, positions, direction
         self._whitened = direction.metric.apply(positions.states)
         # On a GPU, products in float32 would take most of a half-precision model's time.
-        half = takes_half(positions.hidden, unembedding.weight)
-        self._factor = SplitFactor.left(self._whitened) if half else None
+        self._half = takes_half(positions.hidden, unembedding.weight)
+        self._factor = SplitFactor.left(self._whitened) if self._half else None
         rows, longest = positions.padded.index.shape
         zeros = self._whitened.new_zeros
         self._sums = zeros(len(positions.labels), len(direction.groups))
@@ -143,13 +152,33 @@ class _Along:
     def add(self, tile: Tile) -> None:
         sums = self._sums[tile.span]
         sums.mul_(tile.decay[:, None])
+        fuse = self._half and is_fused(tile.logits) and tile.slope is None
+        parts = self._empty_parts(tile) if fuse else None
         for group in range(sums.shape[1]):
             against, factor = self._product(group, tile)
-            if tile.slope is not None:
-                against.mul_(tile.slope)
-            found = torch.linalg.vecdot(tile.probabilities, against)
+            if fuse:
+                written = parts if group == 0 else None
+                place = self._positions.padded.place
+                found = fused.weigh(tile.logits, tile.maximum, against, place, written)
+            else:
+                if tile.slope is not None:
+                    against.mul_(tile.slope)
+                found = torch.linalg.vecdot(tile.probabilities, against)
             sums[:, group] += found if factor is None else found / factor[:, 0]
-        self._add_pairs(tile)
+        if parts is None:
+            self._add_pairs(tile)
+        else:
+            self._decay_pairs(tile)
+            self._pairs += self_products(*parts)
+
+    def _empty_parts(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Return room for probabilities, row by row, in two bfloat16 parts."""
+        rows, width = self._positions.padded.index.shape, tile.logits.shape[1]
+        high, low = (
+            torch.empty(*rows, width, dtype=torch.bfloat16, device=tile.logits.device)
+            for _ in range(2)
+        )
+        return high, low
 
     def _product(self, group: int, tile: Tile) -> tuple[Tensor, Tensor | None]:
         """Return h̃ Ḡᵀ [n, width of the block], and what its rows are multiplied by."""
@@ -165,11 +194,8 @@ class _Along:
         if tile.slope is not None:
             probabilities = probabilities * tile.slope
         if self._unembedding.sweep.wide:
-            index = self._positions.padded.index
-            if tile.block.start > 0:
-                decay = tile.decay[index]
-                self._pairs.mul_(decay[:, None]).mul_(decay[..., None])
-            rows = probabilities[index]
+            self._decay_pairs(tile)
+            rows = probabilities[self._positions.padded.index]
             self._pairs.baddbmm_(rows, rows.transpose(1, 2))
             return
         first = tile.span.start
@@ -180,6 +206,11 @@ class _Along:
             pairs.mul_(decay[:, None]).mul_(decay)
             pairs.addmm_(probabilities[own], probabilities[own].T)
             first += length
+
+    def _decay_pairs(self, tile: Tile) -> None:
+        if tile.block.start > 0:
+            decay = tile.decay[self._positions.padded.index]
+            self._pairs.mul_(decay[:, None]).mul_(decay[..., None])
 
     def values(self, errors: PredictionErrors) -> Tensor:
         """Return ⟨G_i, Ḡ_g⟩ [R, G], float64."""
@@ -198,13 +229,12 @@ class _Along:
             ⟨e_s, e_t⟩ = a_s a_t [y_s = y_t] − a_s q_t[y_s] − a_t q_s[y_t] + ⟨q_s, q_t⟩.
         """
         rows, unembedding = self._positions.padded, self._unembedding
-        hidden = self._positions.states[rows.index]
         labels = self._positions.labels[rows.index]
         # z_s at the labels of all positions of the row [R, T, T].
-        weight = unembedding.weight[labels].to(hidden.dtype)
-        logits = hidden @ weight.transpose(1, 2)
+        hidden = self._positions.hidden[rows.index]
+        logits = batched_product(hidden, unembedding.weight[labels])
         if unembedding.bias is not None:
-            logits += unembedding.bias[labels].to(hidden.dtype)[:, None]
+            logits += unembedding.bias[labels].to(logits.dtype)[:, None]
         logits = unembedding.transform.apply(logits)
         at_labels = (logits - errors.log_normaliser[rows.index][..., None]).exp_()
         slope = unembedding.transform.slope(logits)
@@ -220,6 +250,9 @@ class _Along:
         products -= crossed
         products -= crossed.transpose(1, 2)
         whitened = self._whitened[rows.index]
-        products *= whitened @ whitened.transpose(1, 2)
+        if self._half:
+            products *= self_products(*split_bfloat16(whitened))
+        else:
+            products *= batched_product(whitened, whitened)
         inside = rows.inside[:, None] & rows.inside[..., None]
         return products.masked_fill_(~inside, 0.0).double().sum(dim=(1, 2))

@@ -127,9 +127,9 @@ def test_fused_sums_are_those_of_plain_operations(
     unembedding, positions = large(torch.float32)
     unembedding = replace(unembedding, weight=unembedding.weight[:columns].contiguous())
     positions = replace(positions, labels=positions.labels % columns)
-    assert prediction_error.fused_sums is not None
+    assert prediction_error.fused is not None
     fused = PredictionErrors(unembedding, positions, top=16)
-    monkeypatch.setattr(prediction_error, "fused_sums", None)
+    monkeypatch.setattr(prediction_error, "fused", None)
     plain = PredictionErrors(unembedding, positions, top=16)
     for name in ("nll", "entropy", "rank"):
         torch.testing.assert_close(getattr(fused.tokens, name), getattr(plain.tokens, name))
