@@ -103,7 +103,9 @@ def padded(loaded: LoadedModel, frame: pl.DataFrame, budget: int) -> list[Batch]
     return list(batches([row for row in encoded if isinstance(row, EncodedRow)], budget))
 
 
-def measure(name: str, device: torch.device, count: int, run_rows: int) -> dict[str, Any]:
+def measure(
+    name: str, device: torch.device, count: int, run_rows: int, save: Callable[[Any], None]
+) -> dict[str, Any]:
     half = torch.bfloat16 if device.type == "cuda" else torch.float32
     loaded, clock = loaded_model(name, device, half), Clock(device)
     budget = TokenBudget.of(loaded, OPTIONS).tokens
@@ -127,19 +129,19 @@ def measure(name: str, device: torch.device, count: int, run_rows: int) -> dict[
         "features": partial(features, loaded),
         "exact": partial(exact, loaded, direction_of(loaded, 1)),
     }
-    result |= in_turns(passes, made, clock, loaded, result)
+    result |= in_turns(passes, made, clock, loaded)
+    save(result)
     result["idle"] = idle_share(loaded, rows(run_rows, seed=3))
-    del passes["exact"]
+    save(result)
+    result["gradients"] = gradients(loaded, count, clock, result)
+    save(result)
+    passes = {"plain": passes["plain"]}
     try:
-        eight = {"plain": passes["plain"], "exact, 8 groups": None}
-        eight["exact, 8 groups"] = partial(exact, loaded, direction_of(loaded, 8))
-        result["eight groups"] = in_turns(eight, made[-3:], clock, loaded, result, repeats=1)
+        passes["exact, 8 groups"] = partial(exact, loaded, direction_of(loaded, 8))
+        result["eight groups"] = in_turns(passes, made[-3:], clock, loaded, repeats=1)
     except torch.OutOfMemoryError:
         result["eight groups"] = "not measured: the directions do not fit beside the model"
-        torch.cuda.empty_cache()
-    del eight
-    result["gradients"] = gradients(loaded, count, clock, result)
-    print(json.dumps({name: result}), flush=True)
+    save(result)
     return result
 
 
@@ -148,7 +150,6 @@ def in_turns(
     made: Sequence[Batch],
     clock: Clock,
     loaded: LoadedModel,
-    shape: dict[str, Any],
     repeats: int = REPEATS,
 ) -> dict[str, Any]:
     """Time passes over the same batches, batch by batch in turns."""
@@ -212,7 +213,16 @@ def count_kernels(run: Callable[[Batch], object], batch: Batch) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         run(batch)
         torch.cuda.synchronize()
-    return sum(event.count for event in seen.key_averages())
+    return len(device_spans(seen))
+
+
+def device_spans(seen: profile) -> list[tuple[int, int]]:
+    """Return when the device began and ended each piece of work, nanoseconds, in order."""
+    return sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in seen.profiler.kineto_results.events()
+        if event.device_type() == torch.autograd.DeviceType.CUDA
+    )
 
 
 class Folder:
@@ -231,7 +241,7 @@ class Folder:
         part.write_parquet(self._folder / f"{key}.parquet", compression="zstd")
 
 
-def idle_share(loaded: LoadedModel, frame: pl.DataFrame) -> dict[str, float] | None:
+def idle_share(loaded: LoadedModel, frame: pl.DataFrame) -> dict[str, float]:
     """Run the feature pass from rows to Parquet, and see when the device worked."""
 
     def run() -> float:
@@ -245,26 +255,19 @@ def idle_share(loaded: LoadedModel, frame: pl.DataFrame) -> dict[str, float] | N
     for _ in encode_rows(loaded.encoder("response"), frame):
         pass
     encoding = time.perf_counter() - start
-    alone = run()
     if loaded.device.type != "cuda":
-        return None
+        return {"seconds": run()}
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         wall = run()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in seen.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
-    busy, until = 0.0, float("-inf")
-    for begin, end in spans:
-        busy += max(0.0, end - max(begin, until))
+    busy, until = 0, 0
+    for begin, end in device_spans(seen):
+        busy += max(0, end - max(begin, until))
         until = max(until, end)
     return {
         "rows": len(frame),
-        "seconds": round(alone, 2),
-        "seconds, profiled": round(wall, 2),
-        "busy seconds": round(busy / 1e6, 2),
-        "idle share": round(1 - busy / 1e6 / alone, 3),
+        "seconds": round(wall, 2),
+        "busy seconds": round(busy / 1e9, 2),
+        "idle share": round(1 - busy / 1e9 / wall, 3),
         "encoding alone, seconds": round(encoding, 2),
     }
 
@@ -273,7 +276,7 @@ def gradients(
     loaded: LoadedModel, count: int, clock: Clock, shape: dict[str, Any]
 ) -> dict[str, Any]:
     """Time gradients of a LoRA, at the fastest batch size that fits, and what follows."""
-    some = rows(min(count, 192))
+    some = rows(min(count, 128))
     trusted = padded(loaded, rows(VALIDATION_ROWS, seed=7), 2048)
     best: tuple[float, int] | None = None
     for budget in (2048, 4096, 8192):
@@ -321,11 +324,11 @@ def peak_teraflops(device: torch.device) -> float | None:
 def table(results: dict[str, Any], peak: float | None) -> str:
     lines = ["model | features / plain | exact / plain | 8 groups | idle | TFLOP/s | HF, DataInf"]
     for name, found in results.items():
-        eight = found["eight groups"]
-        eight = eight if isinstance(eight, str) else eight["ratios"]
+        eight, ratios, rate = found["eight groups"], found["ratios"], found["teraflops"]
+        eight = eight if isinstance(eight, str) else eight["ratios"]["exact, 8 groups / plain"]
         lines.append(
-            f"{name} | {found['ratios']['features / plain']} | {found['ratios']['exact / plain']} "
-            f"| {eight} | {(found['idle'] or {}).get('idle share')} | {found['teraflops']} of {peak} "
+            f"{name} | {ratios['features / plain']} | {ratios['exact / plain']} | {eight} "
+            f"| {found['idle'].get('idle share')} | {rate['features']} of {peak} "
             f"| {found['gradients'].get('time a token / exact')}"
         )
     return "\n".join(lines)
@@ -350,15 +353,18 @@ def main() -> None:
     for name in arguments.models:
         # A large model takes as long for fewer rows.
         count = arguments.rows // 3 if "8B" in name else arguments.rows
-        results[name] = measure(name, device, count, arguments.run_rows)
-        if arguments.output is not None:
-            found = {"card": card, "bfloat16 peak, measured, teraflops": peak, "models": results}
-            arguments.output.write_text(
-                json.dumps({"environment": environment()} | found, indent=2) + "\n"
-            )
+
+        def save(found: dict[str, Any], name: str = name) -> None:
+            results[name] = found
+            print(f"{time.perf_counter() - start:.0f} s: {name} {json.dumps(found)}", flush=True)
+            if arguments.output is not None:
+                result = {"card": card, "bfloat16 peak, measured, teraflops": peak}
+                result = {"environment": environment()} | result | {"models": results}
+                arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+        measure(name, device, count, arguments.run_rows, save)
         if cuda:
             torch.cuda.empty_cache()
-        print(f"{name}: {time.perf_counter() - start:.0f} s since the start", flush=True)
     print(card)
     print(table(results, peak))
 

@@ -12,7 +12,7 @@ _WORKSPACE_SHARE = 0.2
 # Where an accelerator does not tell how much memory is free.
 _UNKNOWN_MEMORY = 2**31
 # More positions at a time do not make a product faster.
-_MOST_POSITIONS = 8192
+_MOST_POSITIONS = 16_384
 
 
 @dataclass
