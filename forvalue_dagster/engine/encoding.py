@@ -23,7 +23,7 @@ _AHEAD = 32
 # Rows that are batched among themselves on a CPU. On a GPU batches are larger, so they need more
 # rows to find others of their length; the first windows are small, so that it starts at once.
 _CPU_ROWS = 512
-_GPU_ROWS = (256, 2048)
+_GPU_ROWS = (64, 1024)
 
 Encoded = EncodedRow | SkippedRow
 _Row = tuple[str, str | None, list[bytes | None] | None, str | None]

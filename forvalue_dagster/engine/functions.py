@@ -35,7 +35,7 @@ def value_dataset(
     preconditioner: Literal["none", "activation"] = "activation",
     damping: float = 0.1,
     centre: bool = False,
-    batch_tokens: int = 2048,
+    batch_tokens: int | Literal["auto"] = "auto",
     columns: Columns | None = None,
     noise: NoiseOptions | None = DEFAULT_NOISE,
 ) -> pl.DataFrame:
@@ -50,7 +50,7 @@ def value_dataset(
         preconditioner: "activation", or "none" for the paper's plain score.
         damping: of the preconditioner, relative to the mean eigenvalue.
         centre: subtract the validation tokens' mean hidden state first.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
         columns: where the conversations are kept; detected by default.
         noise: how the noise probe is fitted on damaged copies of the validation rows; None fits
             none, and `noise_probability` is null.
@@ -84,7 +84,7 @@ def pairwise_values(
     preconditioner: Literal["none", "activation"] = "activation",
     damping: float = 0.1,
     centre: bool = False,
-    batch_tokens: int = 2048,
+    batch_tokens: int | Literal["auto"] = "auto",
     columns: Columns | None = None,
 ) -> NDArray[np.float64]:
     """Value every training row for every validation row.
@@ -112,7 +112,7 @@ def sample_features(
     model: Model = EMBEDDED,
     tokens: Literal["response", "all"] = "response",
     features: FeaturePrecision | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | Literal["auto"] = "auto",
     columns: Columns | None = None,
 ) -> pl.DataFrame:
     """Compute what one forward pass says of each row, to be valued later without the model.
@@ -122,7 +122,7 @@ def sample_features(
         model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
         tokens: keep the "response" or "all" tokens.
         features: how much of each token is kept.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
         columns: where the conversations are kept; detected by default.
 
     Returns:
@@ -144,7 +144,7 @@ def validation_profile(
     model: Model = EMBEDDED,
     tokens: Literal["response", "all"] = "response",
     features: FeaturePrecision | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | Literal["auto"] = "auto",
     columns: Columns | None = None,
     noise: NoiseOptions | None = DEFAULT_NOISE,
 ) -> ValidationProfile:

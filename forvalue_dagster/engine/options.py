@@ -28,7 +28,7 @@ class ValuationOptions:
         remembered_images: rows whose prepared images each thread keeps, to be used again where the
             same images come again; for data that ask much about few images.
         window_rows: rows that are tokenised at a time, sorted by length among themselves, and
-            stored as one part of a feature table. "auto" is 512 on a CPU, and up to 2,048 on a
+            stored as one part of a feature table. "auto" is 512 on a CPU, and up to 1,024 on a
             GPU, whose larger batches would be padded more.
         memory_limit_gb: above it batches are halved and tried again, as when memory runs out;
             10⁹ bytes of the process on a CPU, of torch on a GPU.

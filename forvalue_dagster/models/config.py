@@ -24,6 +24,8 @@ class ModelConfig:
             as it is.
         device: "auto" is CUDA where there is one; "balanced" spreads the layers over all GPUs
             (accelerate's device_map="auto"); or any torch device.
+        attn_implementation: transformers' attention ("sdpa", "eager", "flash_attention_2", …); by
+            default the model's own choice, "sdpa" where it has it.
         max_length: window in tokens; by default the model's own, at most 4,096.
         chat_template: a Jinja template, or "plain"; by default the tokenizer's.
         local_files_only: never ask a hub.
@@ -36,6 +38,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "int4"] = "none"
     device: str = "auto"
+    attn_implementation: str | None = None
     max_length: int | None = None
     chat_template: str | None = None
     local_files_only: bool = False

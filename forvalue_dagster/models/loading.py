@@ -122,6 +122,11 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         "local_files_only": config.local_files_only or config.name == EMBEDDED,
         "trust_remote_code": config.trust_remote_code,
     }
+    attention = (
+        {}
+        if config.attn_implementation is None
+        else {"attn_implementation": config.attn_implementation}
+    )
     spread = config.device == SPREAD
     device = _device("auto" if spread else config.device)
     if config.quantization == "int4" and device.type == "cpu":
@@ -145,7 +150,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         if spread:
             options["device_map"] = "auto"
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = kind.from_pretrained(path, dtype=_dtype(config.dtype, device), **options)
+        dtype = _dtype(config.dtype, device)
+        model = kind.from_pretrained(path, dtype=dtype, **attention, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ModelLoadError(
             f"Model {config.name!r} cannot be loaded: {error}. Expected a hub id, a directory "

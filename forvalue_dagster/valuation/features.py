@@ -127,8 +127,9 @@ def _rounded(hidden: Tensor, precision: HiddenPrecision) -> tuple[Tensor, Tensor
     dims = hidden.abs().topk(count, dim=1).indices
     outliers = hidden.gather(1, dims)
     rest = hidden.scatter(1, dims, 0.0)
-    scale = torch.ones_like(rest[:, 0])
-    if precision != "float32":
+    if precision == "float32":
+        scale = torch.ones_like(rest[:, 0])
+    else:
         largest = rest.abs().amax(dim=1)
         scale = torch.where(largest > 0, largest / (127 if precision == "int8" else 1), 1.0)
     scaled = rest / scale[:, None]

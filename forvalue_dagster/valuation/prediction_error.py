@@ -138,9 +138,8 @@ class PredictionErrors:
         own = unembedding.label_logits(positions.hidden, positions.labels)
         self._own, self._maximum = own, own.clone()
         # Sums over all tokens but the label, relative to the largest logit so far.
-        self.total = torch.zeros_like(own)  # Σ exp(z − maximum)
-        self._weighted = torch.zeros_like(own)  # Σ exp(z − maximum) z
-        self._rank = torch.zeros_like(own)
+        # Σ exp(z − maximum), Σ exp(z − maximum) z, and how many exceed the label's.
+        self.total, self._weighted, self._rank = own.new_zeros(3, len(own))
         self._top: tuple[Tensor, Tensor] | None = None  # tokens, logits
         self._others = min(top, unembedding.vocabulary_size) - 1
         self._logits: Tensor | None = None
@@ -204,14 +203,15 @@ class PredictionErrors:
     def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> Tensor | None:
         """Add a tile to the sums, and hide its labels in it; return its groups' largest if known."""
         slope = None if self._visitor is None else self._unembedding.transform.slope(z)
-        set_labels(z, self._positions.labels[span], block, self._lowest)
+        labels, size = self._positions.labels[span], self._unembedding.vocabulary_size
+        set_labels(z, labels, block, self._lowest, whole=z.shape[1] == size)
         own, maximum = self._own[span], self._maximum[span]
         probabilities, groups = None, None
         if is_fused(z):
             raised, total, weighted, rank, groups = fused.sums(z, own, maximum, GROUP, self._lowest)
         else:
             raised = torch.maximum(maximum, z.amax(dim=1))
-            rank = _count_above(z, own)
+            rank = _count_above(z, own, wide=self._unembedding.sweep.wide)
             probabilities = torch.sub(z, raised[:, None]).exp_()
             total = probabilities.sum(dim=1)
             weighted = torch.linalg.vecdot(probabilities, z)
@@ -303,7 +303,9 @@ def positions_at_once(unembedding: Unembedding, positions: ResponsePositions) ->
     return unembedding.sweep.positions(unembedding.vocabulary_size, positions.dtype)
 
 
-def set_labels(tile: Tensor, labels: Tensor, block: slice, value: Tensor | float) -> None:
+def set_labels(
+    tile: Tensor, labels: Tensor, block: slice, value: Tensor | float, *, whole: bool = False
+) -> None:
     """Set the entry of each position's label, where it lies in the block.
 
     Args:
@@ -311,12 +313,16 @@ def set_labels(tile: Tensor, labels: Tensor, block: slice, value: Tensor | float
         labels: of those positions [n].
         block: of the vocabulary.
         value: for each position [n], or one for all.
+        whole: whether the block is the whole vocabulary.
     """
+    if isinstance(value, Tensor):
+        value = value[:, None]
+    if whole:
+        tile.scatter_(1, labels[:, None], value)  # type: ignore[arg-type]
+        return
     column = (labels - block.start)[:, None]
     inside = (column >= 0) & (column < tile.shape[1])
     column = column.clamp_(0, tile.shape[1] - 1)
-    if isinstance(value, Tensor):
-        value = value[:, None]
     tile.scatter_(1, column, torch.where(inside, value, tile.gather(1, column)))
 
 
@@ -345,10 +351,12 @@ def _largest(z: Tensor, count: int, groups: Tensor | None = None) -> Tensor:
     return place.gather(1, z.gather(1, place).topk(count, dim=1, sorted=False).indices)
 
 
-def _count_above(z: Tensor, reference: Tensor) -> Tensor:
+def _count_above(z: Tensor, reference: Tensor, *, wide: bool) -> Tensor:
     """Return how many entries of each row exceed its reference [n].
 
     (Summing signs is three times as fast on a CPU as counting booleans.)
     """
+    if wide:
+        return (z > reference[:, None]).sum(dim=1, dtype=reference.dtype)
     above = torch.sub(z, reference[:, None]).sign_().clamp_(min=0)
     return above.sum(dim=1)

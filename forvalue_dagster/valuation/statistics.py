@@ -26,48 +26,53 @@ def summarise_rows(tokens: TokenStatistics, positions: ResponsePositions) -> Ten
     values = torch.stack([tokens.nll, tokens.entropy, tokens.rank])[:, rows.index].double()
     nll, entropy, rank = values
     surprise = nll - entropy
-    place = torch.arange(nll.shape[1], device=nll.device)
-    lengths = rows.lengths[:, None]
-    quarter = place < (lengths // 4).clamp_(min=1)
+    quarter = _places(nll) < (rows.lengths // 4).clamp_(min=1)[:, None]
     new = _first_occurrences(positions.labels[rows.index], rows)
     means = _mean(
         torch.stack(
-            [nll, entropy, surprise, rank.log1p(), (rank >= 5).double(), (rank >= 100).double()]
+            [nll, entropy, surprise, rank.log1p(), rank >= 5, rank >= 100, nll, nll]  # bool → float
         ),
-        rows.inside,
+        torch.stack([*[rows.inside] * 6, quarter, new]),
     )
-    mean_nll, mean_entropy, mean_surprise, log_rank, outside_top5, outside_top100 = means
-    ordered = torch.where(rows.inside, nll, torch.inf).sort(dim=1).values
-    deviation = nll - mean_nll[:, None]
+    mean_nll, mean_entropy, mean_surprise, log_rank, top5, top100, first_quarter, new_tokens = means
+    median, p90 = _quantiles(nll, rows, (0.5, 0.9))
     columns = {
         "nll": mean_nll,
-        "nll_median": _quantile(ordered, rows, 0.5),
-        "nll_p90": _quantile(ordered, rows, 0.9),
-        "nll_std": _mean(deviation * deviation, rows.inside).sqrt(),
-        "nll_first_quarter": _mean(nll, quarter),
-        "nll_new_tokens": _mean(nll, new),
+        "nll_median": median,
+        "nll_p90": p90,
+        "nll_std": _mean((nll - mean_nll[:, None]).square(), rows.inside).sqrt(),
+        "nll_first_quarter": first_quarter,
+        "nll_new_tokens": new_tokens,
         "nll_end": nll[:, -1],  # padding repeats a row's last token
         "entropy": mean_entropy,
         "surprise": mean_surprise,
         "surprise_peak": _peak(surprise, rows, mean_surprise),
         "log_rank": log_rank,
-        "outside_top5": outside_top5,
-        "outside_top100": outside_top100,
+        "outside_top5": top5,
+        "outside_top100": top100,
     }
     return torch.stack([columns[name] for name in FORWARD_STATISTICS], dim=1)
 
 
+def _places(rows: Tensor) -> Tensor:
+    return torch.arange(rows.shape[1], device=rows.device)
+
+
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Return the means of the chosen entries of each row [..., R]."""
-    return torch.where(chosen, values, 0.0).sum(dim=-1) / chosen.sum(dim=-1)
+    # Padding repeats the row's last token: if that is not finite, neither is the row.
+    return (values * chosen).sum(dim=-1) / chosen.sum(dim=-1)
 
 
-def _quantile(ordered: Tensor, rows: PaddedRows, share: float) -> Tensor:
-    """Return a quantile of each row by linear interpolation [R]."""
-    place = (rows.lengths - 1)[:, None].double() * share
-    below = place.floor()
-    low, high = (ordered.gather(1, at.long()) for at in (below, place.ceil()))
-    return torch.lerp(low, high, place - below)[:, 0]
+def _quantiles(values: Tensor, rows: PaddedRows, shares: tuple[float, ...]) -> Tensor:
+    """Return quantiles of each row by linear interpolation [shares, R]."""
+    ordered = values.masked_fill(~rows.inside, torch.inf).sort(dim=1).values
+    last = (rows.lengths - 1).double()
+    place = torch.stack([last * share for share in shares], dim=1)
+    below = place.long()
+    low = ordered.gather(1, below)
+    high = ordered.gather(1, place.ceil().long())
+    return torch.lerp(low, high, place - below).T
 
 
 def _peak(surprise: Tensor, rows: PaddedRows, mean: Tensor) -> Tensor:
@@ -76,7 +81,8 @@ def _peak(surprise: Tensor, rows: PaddedRows, mean: Tensor) -> Tensor:
         return mean
     windows = surprise.unfold(1, PEAK_TOKENS, 1).mean(dim=2)
     whole = rows.inside[:, PEAK_TOKENS - 1 :]
-    return torch.where(whole[:, 0], torch.where(whole, windows, -torch.inf).amax(dim=1), mean)
+    largest = windows.masked_fill_(~whole, -torch.inf).amax(dim=1)
+    return torch.where(whole[:, 0], largest, mean)
 
 
 def _first_occurrences(labels: Tensor, rows: PaddedRows) -> Tensor:

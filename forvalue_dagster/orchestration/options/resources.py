@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
@@ -35,6 +35,10 @@ PROFILE_SETTINGS = (
 )
 
 
+# Dagster's configuration has no field that is a number or a word: 'auto' is None in it.
+_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+
+
 class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
     """The model that values rows, and how."""
 
@@ -56,6 +60,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
         default="auto",
         description="'auto' is CUDA where there is one; 'balanced' spreads the layers over all "
         "GPUs.",
+    )
+    attn_implementation: str | None = Field(
+        default=None,
+        description="Attention of transformers: 'sdpa', 'eager', 'flash_attention_2', … By "
+        "default the model's own choice, 'sdpa' where it has it.",
     )
     max_length: int | None = Field(
         default=None, ge=2, description="Window in tokens; by default the model's, at most 4,096."
@@ -80,8 +89,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
         default=False,
         description="Compare hidden states after subtracting the validation tokens' mean.",
     )
-    batch_tokens: int = Field(
-        default=2048, ge=1, description="Tokens in a batch, padding included."
+    batch_tokens: Annotated[int | None, _AUTO] = Field(
+        default=None,
+        ge=1,
+        description="Tokens in a batch, padding included. By default ('auto'), what a GPU's free "
+        "memory holds, up to 16,384; 2,048 on a CPU.",
     )
     batch_image_mb: float = Field(
         default=ValuationOptions.batch_image_mb,
@@ -106,11 +118,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
         description="Show the images of so many of the most and least valuable rows in the "
         "metadata of value_scores. They are then in the event log.",
     )
-    window_rows: int = Field(
-        default=ValuationOptions.window_rows,
+    window_rows: Annotated[int | None, _AUTO] = Field(
+        default=None,
         ge=1,
         description="Rows that are batched among themselves; a killed feature pass loses at most "
-        "so many.",
+        "so many. By default ('auto'), 512 on a CPU and up to 1,024 on a GPU.",
     )
     memory_limit_gb: float | None = Field(
         default=None,
@@ -183,11 +195,11 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
             preconditioner=self.preconditioner,
             damping=self.damping,
             centre=self.centre,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=self.batch_tokens or "auto",
             batch_image_mb=self.batch_image_mb,
             image_workers=self.image_workers,
             remembered_images=self.remembered_images,
-            window_rows=self.window_rows,
+            window_rows=self.window_rows or "auto",
             memory_limit_gb=self.memory_limit_gb,
             features=FeaturePrecision(self.top_errors, self.hidden),
             noise=NoiseOptions(
