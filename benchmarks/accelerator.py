@@ -39,11 +39,11 @@ from benchmarks.harness import RESULTS, environment
 from forvalue_dagster.data.batching import Batch, batches
 from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.engine.encoding import encode_rows
-from forvalue_dagster.engine.features import _features, feature_parts
+from forvalue_dagster.engine.features import feature_head, feature_parts
 from forvalue_dagster.engine.forward import pass_batch
 from forvalue_dagster.engine.memory import TokenBudget
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import _exact, build_profile
+from forvalue_dagster.engine.scoring import build_profile, exact_head
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.positions import to_device
 from forvalue_dagster.valuation.preconditioner import Preconditioner
@@ -84,11 +84,11 @@ def plain(loaded: LoadedModel, batch: Batch) -> object:
 
 
 def features(loaded: LoadedModel, batch: Batch) -> object:
-    return _features(loaded, OPTIONS, pass_batch(loaded, batch))
+    return feature_head(loaded, OPTIONS, pass_batch(loaded, batch))
 
 
 def exact(loaded: LoadedModel, direction: ValueDirection, batch: Batch) -> object:
-    return _exact(loaded, direction, None, pass_batch(loaded, batch))
+    return exact_head(loaded, direction, None, pass_batch(loaded, batch))
 
 
 def direction_of(loaded: LoadedModel, groups: int) -> ValueDirection:
@@ -337,7 +337,7 @@ def table(results: dict[str, Any], peak: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     cuda = torch.cuda.is_available()
-    names = [name for name in CONFIGURATIONS if name != "tiny"] if cuda else ["tiny"]
+    names = ["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.1-8B"] if cuda else ["tiny"]
     parser.add_argument("--models", nargs="+", default=names, choices=list(CONFIGURATIONS))
     parser.add_argument("--rows", type=int, default=1024 if cuda else 24)
     parser.add_argument("--run-rows", type=int, default=2000 if cuda else 40)

@@ -6,7 +6,13 @@ import numpy as np
 import polars as pl
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.models.loading import LoadedModel, prepare_model
@@ -46,6 +52,15 @@ CONFIGURATIONS = {
         num_key_value_heads=8,
         tie_word_embeddings=False,
         max_position_embeddings=32_768,
+    ),
+    "Gemma 3 270M": Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
     ),
     # For a machine without a card: shows that everything runs, and says nothing of speed.
     "tiny": Qwen2Config(
@@ -106,11 +121,18 @@ class _Text:
         return " ".join(self._words[self._drawn[first : first + words]])
 
 
-def rows(count: int, seed: int = 0) -> pl.DataFrame:
-    """Rows whose prompts and responses are as long as GSM8K's: 93 and 129 tokens on average."""
+def rows(count: int, seed: int = 0, prompt: float = 1.0) -> pl.DataFrame:
+    """Rows whose prompts and responses are as long as GSM8K's: 93 and 129 tokens on average.
+
+    Args:
+        count: number of rows.
+        seed: of what differs between them.
+        prompt: share of the prompts' length that is kept.
+    """
     rng = np.random.default_rng(seed)
     text = _Text(np.random.default_rng(1))
-    lengths = np.exp(rng.normal((4.05, 4.6), (0.38, 0.45), size=(count, 2))).astype(int) + 5
+    lengths = np.exp(rng.normal((4.05, 4.6), (0.38, 0.45), size=(count, 2)))
+    lengths = (lengths * (prompt, 1)).astype(int) + 5
     return read_rows(
         [
             {"prompt": f"{row} {text.sentence(a)}", "response": text.sentence(b)}

@@ -32,20 +32,17 @@ from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.feature_table import feature_records
+from forvalue_dagster.engine.features import feature_head
 from forvalue_dagster.engine.forward import pass_batch, response_positions
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import build_profile
+from forvalue_dagster.engine.scoring import build_profile, exact_head
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model
-from forvalue_dagster.valuation.features import token_features
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Preconditioner
-from forvalue_dagster.valuation.prediction_error import PredictionErrors, workspace_positions
 from forvalue_dagster.valuation.profile import ValueDirection
-from forvalue_dagster.valuation.statistics import summarise_rows
-from forvalue_dagster.valuation.value import exact_values
 
 VALIDATION_ROWS = 16
+OPTIONS = ValuationOptions(noise=None)
 
 
 def encode(loaded: LoadedModel, path: Path, count: int, budget: int) -> list[Batch]:
@@ -75,29 +72,20 @@ def response_head(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
 
 
 def exact(loaded: LoadedModel, direction: ValueDirection, batch: Batch) -> object:
-    positions = response_positions(loaded, batch)
-    values = exact_values(loaded.unembedding, positions, direction)
-    return values, summarise_rows(values.tokens, positions)
+    return exact_head(loaded, direction, None, pass_batch(loaded, batch)).arrays()
 
 
-@torch.inference_mode()
 def features(loaded: LoadedModel, batch: Batch) -> object:
-    positions, prompts = pass_batch(loaded, batch)
-    limit = workspace_positions(loaded.unembedding, positions.hidden)
-    kept = []
-    for rows, chunk in positions.chunks(limit):
-        errors = PredictionErrors(loaded.unembedding, chunk)
-        tokens = token_features(errors, chunk, FeaturePrecision())
-        records = feature_records(tokens, prompts[torch.tensor(list(rows))])
-        kept.append((summarise_rows(errors.tokens, chunk), records))
-    return kept
+    passed = pass_batch(loaded, batch)
+    arrays = feature_head(loaded, OPTIONS, passed).arrays()
+    return feature_records(arrays, passed.positions.lengths)
 
 
 def direction_of(loaded: LoadedModel, path: Path, groups: int = 1) -> ValueDirection:
     validation = read_rows(path).head(VALIDATION_ROWS)
     names = [f"group {row % groups}" for row in range(VALIDATION_ROWS)]
     validation = validation.with_columns(group=pl.Series(names))
-    profile, _ = build_profile(loaded, validation, ValuationOptions())
+    profile, _ = build_profile(loaded, validation, OPTIONS)
     return profile.direction(Preconditioner())
 
 

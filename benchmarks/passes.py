@@ -13,12 +13,9 @@ from forvalue_dagster.engine.forward import PassedRows, forward_pass
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.valuation.features import TokenFeatures, token_features
+from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.precision import FeaturePrecision
-from forvalue_dagster.valuation.prediction_error import (
-    PredictionErrors,
-    ResponsePositions,
-    workspace_positions,
-)
+from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder
 from forvalue_dagster.valuation.unembedding import Unembedding
@@ -32,11 +29,12 @@ ONE_LINE = (
 
 def gathered(loaded: LoadedModel, frame: pl.DataFrame, tokens: str = "response"):
     """Return (response positions of all rows, the frame in their order)."""
-    passed = list(forward_pass(loaded, frame, ValuationOptions(tokens=tokens)))
+    options = ValuationOptions(tokens=tokens)
+    passed = list(forward_pass(loaded, frame, options, lambda passed: passed.positions))
     unscored = [entry for entry in passed if not isinstance(entry, PassedRows)]
     assert not unscored, unscored
     rows = [row for entry in passed for row in entry.rows]
-    return ResponsePositions.concatenate([entry.positions for entry in passed]), frame[rows]
+    return ResponsePositions.concatenate([entry.result for entry in passed]), frame[rows]
 
 
 def profile_of(unembedding: Unembedding, validation: ResponsePositions) -> ValidationProfile:
@@ -50,9 +48,9 @@ def features_of(
     unembedding: Unembedding, positions: ResponsePositions, precisions: list[FeaturePrecision]
 ) -> list[TokenFeatures]:
     parts: list[list[TokenFeatures]] = [[] for _ in precisions]
-    for _, chunk in positions.chunks(workspace_positions(unembedding, positions.hidden)):
-        errors = PredictionErrors(unembedding, chunk)
+    for _, chunk in positions.chunks(positions_at_once(unembedding, positions)):
         for kept, precision in zip(parts, precisions, strict=True):
+            errors = PredictionErrors(unembedding, chunk, top=precision.top_errors)
             kept.append(token_features(errors, chunk, precision))
     return [TokenFeatures.concatenate(kept) for kept in parts]
 

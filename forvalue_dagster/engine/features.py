@@ -120,7 +120,7 @@ class _FeaturePass:
         encoder = loaded.encoder(options.tokens, options.remembered_images)
         depth = windows_ahead(options, loaded.device.type)
         groups = ahead(encoded_groups(loaded, encoder, self._frame, options, to_encode), depth)
-        head = partial(_features, loaded, options)
+        head = partial(feature_head, loaded, options)
         with (
             closing(groups),
             Behind[int](_BATCHES_BEHIND if depth else 0) as records,
@@ -186,8 +186,17 @@ def _window(groups: Iterator[EncodedGroup]) -> Iterator[EncodedGroup]:
 
 
 @torch.inference_mode()
-def _features(loaded: LoadedModel, options: ValuationOptions, passed: Passed) -> Transfer:
-    """Begin to bring statistics and features of a batch to the host."""
+def feature_head(loaded: LoadedModel, options: ValuationOptions, passed: Passed) -> Transfer:
+    """Begin to bring statistics and features of a batch to the host.
+
+    Args:
+        loaded: the model.
+        options: what is kept of each token.
+        passed: the batch.
+
+    Returns:
+        The tensors of `TokenFeatures`, "statistics" [R, `FORWARD_STATISTICS`], "prompts" [R, D].
+    """
     unembedding, precision = loaded.unembedding, options.features
     statistics, kept = [], []
     for _, chunk in passed.positions.chunks(positions_at_once(unembedding, passed.positions)):

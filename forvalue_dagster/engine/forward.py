@@ -156,10 +156,9 @@ def _fitting_batches(
                 return result[0]
 
             result = _fitting(whole, loaded, options)
-            if result is None:
-                if len(batch.rows) > 1:
-                    budget.halve(batch.input_ids.size)
-                    break
+            if result is None and len(batch.rows) > 1:
+                budget.halve(batch.input_ids.size)
+                break
             yield batch, result
             done = set(batch.rows)
             left = [index for index in left if index not in done]

@@ -115,7 +115,7 @@ def score_rows(
     direction = direction_of(profile, options)
     probe_direction = noise_direction(profile, options)
     outcome = Outcomes(frame)
-    head = partial(_exact, loaded, direction, probe_direction)
+    head = partial(exact_head, loaded, direction, probe_direction)
     depth = _BATCHES_BEHIND if windows_ahead(options, loaded.device.type) else 0
     with Behind[None](depth) as records:
         for passed in told(forward_pass(loaded, frame, options, head), progress):
@@ -133,13 +133,24 @@ def score_rows(
 
 
 @torch.inference_mode()
-def _exact(
+def exact_head(
     loaded: LoadedModel,
     direction: ValueDirection,
     probe_direction: ValueDirection | None,
     passed: Passed,
 ) -> Transfer:
-    """Begin to bring values and statistics of a batch to the host."""
+    """Begin to bring values and statistics of a batch to the host.
+
+    Args:
+        loaded: the model.
+        direction: that values look along.
+        probe_direction: that the noise probe's alignments look along; None if it is the same.
+        passed: the batch.
+
+    Returns:
+        The fields of `RowValues`, "probed" alignments [R], "statistics" [R, `FORWARD_STATISTICS`],
+        "prompts" [R, D].
+    """
     unembedding, positions = loaded.unembedding, passed.positions
     values = exact_values(unembedding, positions, direction)
     rows = values.rows

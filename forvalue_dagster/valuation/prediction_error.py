@@ -201,7 +201,7 @@ class PredictionErrors:
     _spans: list[tuple[range, slice]] | None = None
 
     def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> Tensor | None:
-        """Add a tile to the sums, and hide its labels in it; return its groups' largest if known."""
+        """Add a tile to the sums; return the largest of each of its groups where they are known."""
         slope = None if self._visitor is None else self._unembedding.transform.slope(z)
         labels, size = self._positions.labels[span], self._unembedding.vocabulary_size
         set_labels(z, labels, block, self._lowest, whole=z.shape[1] == size)

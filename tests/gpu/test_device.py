@@ -16,10 +16,10 @@ import torch
 from forvalue_dagster.data.batching import batches
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.encoding import encode_rows
-from forvalue_dagster.engine.features import _features, feature_parts
+from forvalue_dagster.engine.features import feature_head, feature_parts
 from forvalue_dagster.engine.forward import pass_batch
 from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.engine.scoring import _exact, build_profile, score_rows
+from forvalue_dagster.engine.scoring import build_profile, exact_head, score_rows
 from forvalue_dagster.models.loading import LoadedModel, prepare_model
 from forvalue_dagster.valuation import prediction_error
 from forvalue_dagster.valuation.positions import ResponsePositions
@@ -162,8 +162,8 @@ def test_nothing_waits_inside_a_batch() -> None:
     direction = profile.direction(Preconditioner())
     batch = made_batches(loaded)[0]
     for head in (
-        lambda passed: _features(loaded, NO_PROBE, passed),
-        lambda passed: _exact(loaded, direction, None, passed),
+        lambda passed: feature_head(loaded, NO_PROBE, passed),
+        lambda passed: exact_head(loaded, direction, None, passed),
     ):
         head(pass_batch(loaded, batch))  # pinned memory and kernels are made once
         torch.cuda.synchronize()
@@ -200,7 +200,7 @@ def test_batches_are_halved_until_they_fit(caplog: pytest.LogCaptureFixture) -> 
     expected = pl.concat(feature_parts(loaded, rows, small))
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    taken = torch.empty(free - 96 * 2**20, dtype=torch.uint8, device="cuda")
+    taken = torch.empty(free - 48 * 2**20, dtype=torch.uint8, device="cuda")
     try:
         with caplog.at_level(logging.WARNING):
             whole = ValuationOptions(batch_tokens=100_000, window_rows=30)
