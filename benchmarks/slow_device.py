@@ -2,8 +2,8 @@
 
     python -m benchmarks.slow_device
 
-A model whose forward pass sleeps 20 ms for each batch of 16 rows of 220 tokens stands for a GPU. The
-whole feature step runs: encoding, statistics, features, records, Parquet. What comes after the
+A model whose forward pass sleeps 20 ms for each batch of 16 rows of 220 tokens stands for a GPU.
+The whole feature step runs: encoding, statistics, features, records, Parquet. What comes after the
 forward pass is the device's work on a GPU, but the processor's here: so the head is as small as it
 can be, with 64 tokens and a width of 8. Reported: the step's time divided by (batches × 20 ms).
 """
