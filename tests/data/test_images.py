@@ -26,7 +26,7 @@ from forvalue_dagster.data.images import (
     image_digest,
 )
 from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.rows import Columns
+from forvalue_dagster.data.columns import Columns
 from tests.tiny_vision import picture
 
 ONE, TWO = picture(1), picture(2)

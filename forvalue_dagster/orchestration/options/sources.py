@@ -21,7 +21,7 @@ from forvalue_dagster.data.files import (
 from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.rows import Columns
+from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.source_files import (
     LocalFiles,
@@ -88,12 +88,12 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
             DataFileError: if a file or row cannot be read.
         """
         columns = Columns(
-            self.messages_column,
-            self.prompt_column,
-            self.response_column,
-            self.system_column,
-            self.group_column,
-            self.images_column,
+            messages=self.messages_column,
+            prompt=self.prompt_column,
+            response=self.response_column,
+            system=self.system_column,
+            group=self.group_column,
+            images=self.images_column,
         )
         return read_rows(
             rows, columns=columns, shard=shard, on_bad_row=self.on_bad_row, images=images
