@@ -122,6 +122,12 @@ class Columns:
             )
         # There, what a mapping leaves out is not read; without one the usual names are.
         names = dict(entry.get("columns") or _LLAMAFACTORY[formatting])
+        tags = dict(entry.get("tags") or {})
+        if unknown := sorted((names.keys() - _LLAMAFACTORY_COLUMNS) | (tags.keys() - _TAGS)):
+            raise ValueError(
+                f"columns or tags {unknown} are unknown; expected "
+                f"{', '.join((*_LLAMAFACTORY_COLUMNS, *_TAGS))}."
+            )
         ranking = bool(entry.get("ranking"))
         about: dict[str, Any] = {
             "system": names.get("system"),
@@ -132,13 +138,13 @@ class Columns:
             "rejected": names.get("rejected", "rejected") if ranking else None,
             "label": names.get("kto_tag"),
             "separator": "\n",
+            "role_key": tags.get("role_tag"),
+            "content_key": tags.get("content_tag"),
+            "speakers": {tags[tag]: role for tag, role in _TAGS.items() if role and tag in tags},
         }
         response = names.get("response")
         if formatting != "alpaca":
-            tags = _TAGS | dict(entry.get("tags") or {})
             about["messages"] = names.get("messages", _LLAMAFACTORY[formatting]["messages"])
-            about["role_key"], about["content_key"] = tags["role_tag"], tags["content_tag"]
-            about["speakers"] = {tags[tag]: role for tag, role in _TAG_ROLES.items()}
         elif ranking or response:
             prompts = (names.get("prompt"), names.get("query"))
             about["prompt"] = tuple(name for name in prompts if name)
@@ -156,16 +162,16 @@ _LLAMAFACTORY: dict[str, dict[str, str]] = {
     "sharegpt": {"messages": "conversations"},
     "openai": {"messages": "messages"},
 }
+_LLAMAFACTORY_COLUMNS = dict.fromkeys(
+    (
+        *("prompt", "query", "response", "history", "messages", "system", "tools"),
+        *("images", "videos", "audios", "chosen", "rejected", "kto_tag"),
+    )
+)
+# Its tags, and the role of each that names a speaker.
 _TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-_TAG_ROLES = {
+    "role_tag": None,
+    "content_tag": None,
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",

@@ -246,7 +246,7 @@ def _form(present: frozenset[str], columns: Columns) -> Form | None:
     if needed:
         if not present.issuperset(needed):
             return None
-        return _named_form(needed, present, columns, beside)
+        return _named_form(needed, names, present, columns, beside)
     return _detected_form(names, columns, beside)
 
 
@@ -276,6 +276,7 @@ def _first(known: Sequence[str], names: Mapping[str, str]) -> str | None:
 
 def _named_form(
     needed: tuple[str, ...],
+    names: Mapping[str, str],
     present: frozenset[str],
     columns: Columns,
     beside: dict[str, str],
@@ -283,15 +284,21 @@ def _named_form(
     if columns.is_text:
         return Form("text", needed, text=needed[0])
     name: Name = "prompt and response"
-    if columns.messages is not None:
+    messages = columns.messages
+    prompt = tuple(name for name in columns.prompts if name in present)
+    if messages is None and not prompt:  # the chosen answer alone is named
+        messages = _first(MESSAGES, names)
+        asked = _asked(names) if messages is None else None
+        prompt = () if asked is None else _prompt_columns(asked, names)
+    if messages is not None:
         name = "chat"
     if columns.chosen is not None or "rejected" in beside:
         name = "preference"
     return Form(
         name,
         needed,
-        messages=columns.messages,
-        prompt=tuple(name for name in columns.prompts if name in present),
+        messages=messages,
+        prompt=prompt,
         response=columns.response,
         chosen=columns.chosen,
         beside=beside,
@@ -310,7 +317,7 @@ def _detected_form(
     if messages is not None:
         return Form(name, (messages,), messages=messages, chosen=chosen, beside=beside)
     if chosen is not None:
-        asked = next((prompt for prompt in _PROMPTS if prompt in names), None)
+        asked = _asked(names)
         prompts = () if asked is None else _prompt_columns(asked, names)
         main = prompts[:1] or (chosen,)
         return Form(name, main, prompt=prompts, chosen=chosen, beside=beside)
@@ -326,6 +333,10 @@ def _detected_form(
     if "text" in names:
         return Form("text", (names["text"],), text=names["text"])
     return None
+
+
+def _asked(names: Mapping[str, str]) -> str | None:
+    return next((prompt for prompt in _PROMPTS if prompt in names), None)
 
 
 def _prompt_columns(main: str, names: Mapping[str, str]) -> tuple[str, ...]:

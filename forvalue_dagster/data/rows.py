@@ -20,7 +20,8 @@ from forvalue_dagster.data.forms import FileForm, Form
 from forvalue_dagster.data.image_parts import image_columns, is_image, with_images
 from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
 from forvalue_dagster.data.media import refuse_media_columns, refuse_media_tags
-from forvalue_dagster.data.messages import Message, read_history, read_messages
+from forvalue_dagster.data.messages import Message as Message
+from forvalue_dagster.data.messages import read_history, read_messages
 from forvalue_dagster.data.preference import (
     answer_start,
     read_answer,
