@@ -160,10 +160,13 @@ def _before(
 def _prompt(source: Mapping[str, Any], names: tuple[str, ...], columns: Columns) -> list[Message]:
     """Join the columns of a prompt; what is blank adds nothing."""
     values = {name: source[name] for name in names}
-    if len(values) == 1 and isinstance(source[names[0]], list | tuple):
-        return read_messages(source[names[0]], names[0], columns)
     if not values:
         return []
+    first = source[names[0]]
+    if isinstance(first, Mapping) and first.get("messages"):  # OpenAI's preference data
+        first = first["messages"]
+    if len(values) == 1 and isinstance(first, list | tuple):
+        return read_messages(first, names[0], columns)
     texts = dict.fromkeys(_text(value, name) for name, value in values.items())
     said = [text for text in texts if text] or [""]
     return [{"role": "user", "content": columns.separator.join(said)}]
@@ -232,4 +235,5 @@ def _tools(source: Mapping[str, Any], form: Form) -> list[Any] | None:
         return read_tools(source[column], column)
     if (column := form.beside.get("functions")) is not None:
         return read_functions(source[column], column)
-    return None
+    asked = source[form.prompt[0]] if form.prompt else None
+    return read_tools(asked.get("tools"), "tools") if isinstance(asked, Mapping) else None
