@@ -1,16 +1,11 @@
-"""The form of a file: which of its columns hold the conversation, decided once for all its rows.
-
-A file has one form. Rows of another one are read as what they are only if the forms share no
-column, so that no row can be taken for another's; any other row that does not fit is a problem.
-"""
+"""Forms of rows: which columns hold a conversation, found by their names or named by a person."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from forvalue_dagster.data.columns import (
     CHOSEN,
@@ -24,7 +19,6 @@ from forvalue_dagster.data.columns import (
     TOOLS,
     Columns,
 )
-from forvalue_dagster.data.problems import RowError
 
 MESSAGES = ("messages", "conversations", "conversation")
 _PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
@@ -50,7 +44,6 @@ _PAIRS = tuple(
 # What a prompt has beside its main column, in the order in which it is joined.
 _BESIDE_A_PROMPT = ("input", "context")
 _BESIDE_AN_INSTRUCTION = ("question", "problem", "query", *_BESIDE_A_PROMPT)
-_BESIDE = (*SYSTEM, *HISTORY, *TOOLS, *CHOSEN, *REJECTED, *LABEL)
 # Names that say: this may be part of the conversation. `user` is mostly an id.
 SUSPICIOUS = frozenset(
     (*MESSAGES, *_PROMPTS, *_RESPONSES, "answers", "context", "score", "text", "functions")
@@ -100,149 +93,20 @@ class Form:
         return f"{self.name} ({', '.join(self.main)})"
 
 
-@dataclass(frozen=True)
-class FileForm:
-    """The form of a file.
-
-    Attributes:
-        columns: as they are configured.
-        forms: the form of most rows, then those that share no column with it.
-        by_columns: columns that a row of the file has → its form, if it is one of `forms`.
-        marks: columns named like a part of the conversation that hold numbers alone.
-        missing: named columns that no row has.
-    """
-
-    columns: Columns
-    forms: tuple[Form, ...] = ()
-    by_columns: Mapping[frozenset[str], Form] = field(default_factory=dict)
-    marks: frozenset[str] = frozenset()
-    missing: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any] | None], columns: Columns) -> FileForm:
-        """Decide the form of a file.
-
-        Args:
-            rows: all of them; None for one that could not be parsed.
-            columns: where the conversation is kept.
-        """
-        known = [row for row in rows if row is not None]
-        marks = _marks(known, columns)
-        kinds = Counter(_present(row, columns, marks) for row in known)
-        alike: dict[tuple[str, ...], list[tuple[Form, frozenset[str]]]] = {}
-        count: Counter[tuple[str, ...]] = Counter()
-        for names, rows_of_it in kinds.items():
-            if form := _form(names, columns):
-                count[form.main] += rows_of_it
-                alike.setdefault(form.main, []).append((form, names))
-        forms: list[Form] = []
-        by_columns: dict[frozenset[str], Form] = {}
-        taken: set[str] = set()
-        held: set[str] = set()
-        for main, _ in count.most_common():
-            names = frozenset().union(*(names for _, names in alike[main]))
-            own = set().union(*(form.own for form, _ in alike[main]))
-            form = alike[main][0][0]
-            if not forms or (
-                form.text is None and own.isdisjoint(taken) and held.isdisjoint(names)
-            ):
-                forms.append(form)
-                by_columns |= {present: form for form, present in alike[main]}
-                taken |= names
-                held |= own
-        keys = {name for row in known for name in row}
-        missing = tuple(n for n in columns.named if n not in (columns.group, *keys)) if keys else ()
-        return cls(columns, tuple(forms), by_columns, marks, missing)
-
-    def used_by(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Return column → what it is read as; nothing for a row of another form."""
-        form = self.by_columns.get(_present(row, self.columns, self.marks))
-        return {} if form is None else form.used
-
-    def form_of(self, row: Mapping[str, Any]) -> Form:
-        """Return the form of a row.
-
-        Args:
-            row: of the file.
-
-        Raises:
-            RowError: if it does not fit.
-        """
-        if self.missing:
-            raise RowError(
-                f"column {self.missing[0]!r} is missing; the row has {sorted(row)}",
-                "missing column",
-            )
-        present = _present(row, self.columns, self.marks)
-        if present not in self.by_columns:
-            raise RowError(self._misfit(row, present), "form")
-        return self.by_columns[present]
-
-    def _misfit(self, row: Mapping[str, Any], present: frozenset[str]) -> str:
-        if not self.forms:
-            if missing := [name for name in _needed(self.columns) if name not in present]:
-                return f"column {missing[0]!r} is null; the row has {sorted(present)}"
-            return (
-                f"no conversation found among the columns {sorted(row)}; expected messages, "
-                "conversations, instruction and output, or a pair such as prompt and response. "
-                "Name the columns in the configuration"
-            )
-        lead = self.forms[0]
-        missing = [name for name in lead.main if name not in present]
-        if missing:
-            said = f"column {missing[0]!r} is {'missing' if missing[0] not in row else 'null'}"
-        else:
-            said = f"it reads as {_form(present, self.columns)}"
-        return (
-            f"no conversation found among the columns {sorted(present)}: {said}, and the file's "
-            f"form is {lead}. Write rows of one form in a file, or name the columns in the "
-            "configuration"
-        )
-
-
-def _marks(rows: Sequence[Mapping[str, Any]], columns: Columns) -> frozenset[str]:
-    """Return columns that are named like what stands beside a conversation, and are no part of it.
-
-    A label is KTO's if it is true or false; numbers are classes, ranks or scores.
-    """
-    types: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name.casefold() in _BESIDE and value is not None and name not in columns.named:
-                types.setdefault(name, set()).add(type(value))
-    return frozenset(
-        name
-        for name, found in types.items()
-        if (found != {bool} if name.casefold() in LABEL else found <= {bool, int, float})
-    )
-
-
-def _present(row: Mapping[str, Any], columns: Columns, marks: frozenset[str]) -> frozenset[str]:
-    """Return the columns that hold something: a columnar file gives a row absent ones, too."""
-    without = marks.union(columns.ignore)
-    return frozenset(name for name, value in row.items() if value is not None) - without
-
-
-def _needed(columns: Columns) -> tuple[str, ...]:
+def needed_columns(columns: Columns) -> tuple[str, ...]:
     """Return the columns that a configuration asks of each row."""
-    if columns.messages is not None or columns.chosen is not None:
-        names = (columns.messages, *columns.prompts[:1], columns.chosen)
-        return tuple(name for name in names if name is not None)
-    if columns.prompts:
-        return tuple(name for name in (columns.prompts[0], columns.response) if name is not None)
-    return (
-        ("text",)
-        if columns.text is None and columns.response_marker
-        else tuple(name for name in (columns.text,) if name is not None)
-    )
+    if columns.is_text:
+        return (columns.text or "text",)
+    names = (columns.messages, *columns.prompts[:1], columns.response, columns.chosen)
+    return tuple(name for name in names if name is not None)
 
 
-def _form(present: frozenset[str], columns: Columns) -> Form | None:
+def find_form(present: frozenset[str], columns: Columns) -> Form | None:
     """Return the form of rows that have these columns, or None."""
     # A spelling in lower case goes before another.
-    names = {name.casefold(): name for name in sorted(present, key=str.islower)}
+    names = {n.casefold(): n for n in sorted(present, key=lambda n: (n == n.casefold(), n))}
     beside = _beside(names, present, columns)
-    needed = _needed(columns)
+    needed = needed_columns(columns)
     if needed:
         if not present.issuperset(needed):
             return None

@@ -8,7 +8,7 @@ is a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from forvalue_dagster.data.columns import IMAGES, MEDIA
@@ -20,7 +20,7 @@ _TAG = re.compile(r"<(image|video|audio|sound|speech)>")
 _REFERENCE = re.compile(r"<(img|image|video|audio)>\s*[^\s<>]+\s*</\1>")
 
 
-def refuse_media_columns(source: Mapping[str, Any], ignore: Iterable[str]) -> None:
+def refuse_media_columns(source: Mapping[str, Any], ignore: Collection[str]) -> None:
     """Refuse a row with videos or sound.
 
     Args:
@@ -39,17 +39,20 @@ def refuse_media_columns(source: Mapping[str, Any], ignore: Iterable[str]) -> No
             )
 
 
-def refuse_media_tags(messages: list[dict[str, Any]], source: Mapping[str, Any]) -> None:
+def refuse_media_tags(
+    messages: list[dict[str, Any]], source: Mapping[str, Any], ignore: Collection[str]
+) -> None:
     """Refuse a prompt with a tag that stands for a medium, when the images have their places.
 
     Args:
         messages: canonical ones.
         source: the row that they are of.
+        ignore: columns that hold no media.
 
     Raises:
         RowError: naming the tag.
     """
-    has_column = any(name.casefold() in (*IMAGES, *MEDIA) for name in source)
+    has_column = any(name.casefold() in (*IMAGES, *MEDIA) for name in source if name not in ignore)
     for message in messages:
         if message["role"] not in ("system", "user"):
             continue

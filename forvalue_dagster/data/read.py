@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from forvalue_dagster.data.columns import IMAGES, Columns
+from forvalue_dagster.data.file_form import FileForm
 from forvalue_dagster.data.files import (
     SUFFIXES,
     DataFileError,
@@ -20,7 +21,6 @@ from forvalue_dagster.data.files import (
     read_json_lines,
     read_table,
 )
-from forvalue_dagster.data.forms import FileForm
 from forvalue_dagster.data.images import ImageFolder, image_digest, local_images
 from forvalue_dagster.data.problems import RowError
 from forvalue_dagster.data.reading import RowReading, row_reading

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from forvalue_dagster.data.columns import IMAGES, Columns
-from forvalue_dagster.data.forms import SUSPICIOUS, FileForm
+from forvalue_dagster.data.file_form import FileForm
+from forvalue_dagster.data.forms import SUSPICIOUS
 from forvalue_dagster.data.problems import Kind, RowError
 from forvalue_dagster.data.rows import CanonicalRow
 

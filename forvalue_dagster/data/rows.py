@@ -16,7 +16,8 @@ from typing import Any
 
 from forvalue_dagster.data.canonical_json import content_hash, in_file_order, messages_text
 from forvalue_dagster.data.columns import Columns
-from forvalue_dagster.data.forms import FileForm, Form
+from forvalue_dagster.data.file_form import FileForm
+from forvalue_dagster.data.forms import Form
 from forvalue_dagster.data.image_parts import image_columns, is_image, with_images
 from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
 from forvalue_dagster.data.media import refuse_media_columns, refuse_media_tags
@@ -79,7 +80,7 @@ def canonical_row(
         messages, images = with_images(conversation, shown, folder)
     except ImageReferenceError as error:
         raise RowError(str(error), "image") from error
-    refuse_media_tags(messages, source)
+    refuse_media_tags(messages, source, columns.ignore)
     tools = _tools(source, of_row)
     group = source.get(columns.group) if columns.group else None
     return CanonicalRow(
