@@ -46,7 +46,10 @@ _BESIDE_A_PROMPT = ("input", "context")
 _BESIDE_AN_INSTRUCTION = ("question", "problem", "query", *_BESIDE_A_PROMPT)
 # Names that say: this may be part of the conversation. `user` is mostly an id.
 SUSPICIOUS = frozenset(
-    (*MESSAGES, *_PROMPTS, *_RESPONSES, "answers", "context", "score", "text", "functions")
+    (
+        *(*MESSAGES, *_PROMPTS, *_RESPONSES, "answers", "context", "score", "text", "objects"),
+        *("options", "choices", "passage", "document", "weight", "train", "loss_weight"),
+    )
 ) | {*SYSTEM, *HISTORY, *TOOLS, *FUNCTIONS, *CHOSEN, *REJECTED, *LABEL, *IMAGES, *MEDIA}
 
 Name = Literal["chat", "prompt and response", "preference", "text"]

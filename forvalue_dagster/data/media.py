@@ -37,6 +37,13 @@ def refuse_media_columns(source: Mapping[str, Any], ignore: Collection[str]) -> 
                 "columns to ignore if it holds none",
                 "media",
             )
+        # ms-swift's: what stands in the text are places for names and boxes.
+        if name == "objects" and name not in ignore and isinstance(value, Mapping) and value:
+            raise RowError(
+                "column 'objects' holds objects to be grounded, which are not read. Write them "
+                "into the text as the model reads them",
+                "media",
+            )
 
 
 def refuse_media_tags(

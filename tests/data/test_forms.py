@@ -213,6 +213,10 @@ def test_a_label_counts_if_it_is_true_or_false() -> None:
     [
         ({"messages": CHAT, "videos": ["a.mp4"]}, "column 'videos' holds video or sound"),
         ({"prompt": "a", "response": "b", "audio": {"bytes": b"x"}}, "column 'audio' holds"),
+        (
+            {"prompt": "Find <ref-object>.", "response": "<bbox>", "objects": {"bbox": [[1, 2]]}},
+            "column 'objects' holds objects to be grounded",
+        ),
         ({"prompt": "<video>What?", "response": "b"}, "tag <video>"),
         ({"prompt": "What?\n<audio>", "response": "b"}, "tag <audio>"),
         ({"prompt": "Look: <image>", "response": "b"}, "tag <image>"),
