@@ -51,9 +51,15 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+# Dates come from columnar files; JSON Lines hold them as text.
+_OPTIONS: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "default": str}
+_IN_FILE_ORDER = json.JSONEncoder(**_OPTIONS)
+_SORTED = json.JSONEncoder(**_OPTIONS, sort_keys=True)
+
+
 def in_file_order(value: Any) -> str:
     """Write what is rendered: a model sees the order of the file's keys."""
-    return _written(value, sort_keys=False)
+    return _IN_FILE_ORDER.encode(value)
 
 
 def messages_text(messages: list[dict[str, Any]]) -> str:
@@ -67,9 +73,9 @@ def content_hash(messages: list[dict[str, Any]], tools: Any) -> str:
     Raises:
         RowError: if its text is no Unicode.
     """
-    identity = _written(messages, sort_keys=True)
+    identity = _SORTED.encode(messages)
     if tools:
-        identity = f"{identity}\n{_written(tools, sort_keys=True)}"
+        identity = f"{identity}\n{_SORTED.encode(tools)}"
     try:
         return hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
     except UnicodeEncodeError:
@@ -77,10 +83,3 @@ def content_hash(messages: list[dict[str, Any]], tools: Any) -> str:
             "the text holds half of a surrogate pair, which is not Unicode; re-encode the file",
             "text",
         ) from None
-
-
-def _written(value: Any, *, sort_keys: bool) -> str:
-    # Dates come from columnar files; JSON Lines hold them as text.
-    return json.dumps(
-        value, ensure_ascii=False, sort_keys=sort_keys, separators=(",", ":"), default=str
-    )

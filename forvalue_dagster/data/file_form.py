@@ -129,18 +129,21 @@ class FileForm:
 def _marks(rows: Sequence[Mapping[str, Any]], columns: Columns) -> frozenset[str]:
     """Return columns that are named like what stands beside a conversation, and are no part of it.
 
-    A label is KTO's if it is true or false; numbers are classes, ranks or scores.
+    A label is KTO's if it is true or false (in a CSV file as text); numbers are classes, ranks or
+    scores.
     """
-    types: dict[str, set[type]] = {}
+    marks: dict[str, bool] = {}
     for row in rows:
         for name, value in row.items():
-            if name.casefold() in _BESIDE and value is not None and name not in columns.named:
-                types.setdefault(name, set()).add(type(value))
-    return frozenset(
-        name
-        for name, found in types.items()
-        if (found != {bool} if name.casefold() in LABEL else found <= {bool, int, float})
-    )
+            kind = name.casefold()
+            if kind not in _BESIDE or value is None or name in columns.named:
+                continue
+            if kind in LABEL:
+                is_answer = isinstance(value, bool) or str(value).casefold() in ("true", "false")
+                marks[name] = marks.get(name, False) or not is_answer
+            else:
+                marks[name] = marks.get(name, True) and isinstance(value, int | float)
+    return frozenset(name for name, is_mark in marks.items() if is_mark)
 
 
 def _present(row: Mapping[str, Any], columns: Columns, marks: frozenset[str]) -> frozenset[str]:

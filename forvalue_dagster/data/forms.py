@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Literal
 
@@ -84,7 +85,7 @@ class Form:
         """Columns that no row of another form may have."""
         return {*self.main, *self.prompt}
 
-    @property
+    @cached_property
     def used(self) -> dict[str, str]:
         """Column → what it is read as."""
         own = {"messages": self.messages, "response": self.response, "text": self.text}

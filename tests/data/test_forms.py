@@ -199,6 +199,11 @@ def test_a_label_counts_if_it_is_true_or_false() -> None:
     known, reading = readings([row | {"label": 0}, row | {"label": 1}])
     assert known == [plain, plain]
     assert reading.suspicious == ("label",)
+    known, _ = readings([row | {"label": "False"}, row | {"label": "True"}])  # as CSV has it
+    assert known == [bad, plain]
+    known, reading = readings([row | {"label": "false"}, row | {"label": "unknown"}])
+    assert known == [plain, plain]
+    assert reading.suspicious == ("label",)
     known, _ = readings([row | {"good": "False"}, row | {"good": "true"}], label="good")
     assert known == [bad, plain]
     good = canonical_row(row | {"label": True}, Columns())
