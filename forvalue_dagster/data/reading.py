@@ -58,7 +58,8 @@ def row_reading(
         used |= own
         said = "" if isinstance(row, RowError) else row.messages
         others = (name for name in source if name not in own and name.casefold() in SUSPICIOUS)
-        said_otherwise.update(n for n in others if not _repeats(said, source[n]))
+        told = [source[name] for name in own if isinstance(source[name], str)]
+        said_otherwise.update(n for n in others if not _repeats(said, told, source[n]))
     unused = tuple(name for name in names if name not in used)
     return RowReading(
         "; ".join(str(known) for known in form.forms) or None,
@@ -77,8 +78,11 @@ def _beside(source: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     return group | dict.fromkeys(shown[:1], "images")
 
 
-def _repeats(messages: str, value: Any) -> bool:
-    """Whether a conversation holds what a column says: many files have a prompt of its own, too."""
+def _repeats(messages: str, told: Sequence[str], value: Any) -> bool:
+    """Whether a column says nothing new: many files have a prompt, or the whole text, once more."""
     if value is None or value in ("", [], {}):
         return True
-    return isinstance(value, str) and json.dumps(value, ensure_ascii=False)[1:-1] in messages
+    if not isinstance(value, str):
+        return False
+    inside = json.dumps(value, ensure_ascii=False)[1:-1] in messages
+    return inside or (bool(told) and all(text in value for text in told))

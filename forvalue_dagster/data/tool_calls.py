@@ -87,6 +87,7 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
     return [
         known if isinstance(known := parsed_or_none(entry), dict) else without_nulls(entry)
         for entry in entries
+        if entry is not None
     ]
 
 

@@ -177,6 +177,9 @@ def test_what_was_used_and_what_was_not_is_said() -> None:
     # What only repeats the conversation is not suspicious.
     _, reading = readings([{"prompt": "Hi", "messages": CHAT, "prompt_id": "x", "chosen": None}])
     assert (reading.unused, reading.suspicious) == (("prompt", "prompt_id", "chosen"), ())
+    rendered = {"instruction": "Sum.", "output": "3", "text": "### Do:\nSum.\n### Answer:\n3"}
+    assert readings([rendered])[1].suspicious == ()
+    assert readings([rendered | {"text": "Something else."}])[1].suspicious == ("text",)
     _, reading = readings([{"prompt": "Bye", "messages": CHAT}])
     assert reading.suspicious == ("prompt",)
     _, reading = readings([{"prompt": "Bye", "messages": CHAT}], ignore=["prompt"])
