@@ -83,3 +83,13 @@ def content_hash(messages: list[dict[str, Any]], tools: Any) -> str:
             "the text holds half of a surrogate pair, which is not Unicode; re-encode the file",
             "text",
         ) from None
+
+
+def content_id(messages: str, tools: str | None) -> str:
+    """Return the id of a row that is stored: from its texts, whatever the order of their keys.
+
+    Args:
+        messages: JSON text of a canonical row's messages.
+        tools: JSON text of its tools, or None.
+    """
+    return content_hash(json.loads(messages), json.loads(tools) if tools else None)

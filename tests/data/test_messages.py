@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from forvalue_dagster.data.canonical_json import content_id
 from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.problems import RowError
 from forvalue_dagster.data.read import read_rows
@@ -206,6 +207,7 @@ def test_the_order_of_keys_is_rendered_and_not_hashed() -> None:
     assert '"arguments":{"b":1,"a":2}' in one.messages
     assert one.tools == '[{"name":"f","description":"d"}]'
     assert other.tools == '[{"description":"d","name":"f"}]'
+    assert content_id(one.messages, one.tools) == one.sample_id
 
 
 def test_nulls_of_a_table_are_no_content(tmp_path: Any) -> None:
