@@ -6,7 +6,7 @@ are as in `tool_calls.py`; `train: false` marks an assistant's turn that trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from forvalue_dagster.data.canonical_json import parsed, without_nulls
@@ -64,7 +64,7 @@ def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
     for index, entry in enumerate(value):
         for message in _read_entry(entry, f"{where}[{index}]", columns):
             _append(messages, message)
-    return [without_marks(message) for message in messages]
+    return [_without_marks(message) for message in messages]
 
 
 def read_history(value: Any, where: str, columns: Columns) -> list[Message]:
@@ -138,10 +138,10 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
         said = speaker if speaker is None or len(str(speaker)) <= 30 else type(speaker).__name__
         raise RowError(
             f"{where} has the role {said!r}; expected one of {', '.join(ROLES)}. Its keys are "
-            f"{sorted(message)}",
+            f"{_shown(message)}",
             "role",
         )
-    keys = sorted(message)
+    keys = _shown(message)
     content = _take_text(message, where, columns)
     left_out = _leaves_out(message, where)
     calls = _take_calls(message, where)
@@ -167,6 +167,11 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
     if role == CALLS:
         message[CALLS] = True  # for `_append`
     return message
+
+
+def _shown(keys: Iterable[str]) -> list[str]:
+    """Return keys for an error: what is no name may be text of the row."""
+    return sorted(key if key.isidentifier() and len(key) <= 30 else "…" for key in keys)
 
 
 def _take_text(message: Message, where: str, columns: Columns) -> Any:
@@ -222,7 +227,7 @@ def _append(messages: list[Message], message: Message) -> None:
         messages.append(message)
 
 
-def without_marks(message: Message) -> Message:
+def _without_marks(message: Message) -> Message:
     """Return a message without what was noted while it was read."""
     return {key: value for key, value in message.items() if key != CALLS}
 
@@ -261,7 +266,7 @@ def _part_text(part: Mapping[str, Any], where: str) -> str:
     names = ("text", "value", "content")
     text = next((part[name] for name in names if part.get(name) is not None), None)
     if text is None:
-        keys = sorted(str(key) for key, value in part.items() if value is not None)
+        keys = _shown(str(key) for key, value in part.items() if value is not None)
         raise RowError(
             f"{where} has a part without text; its keys are {keys}, expected one of "
             f"{', '.join(names)}",

@@ -32,6 +32,8 @@ from forvalue_dagster.data.preference import (
 from forvalue_dagster.data.problems import RowError
 from forvalue_dagster.data.tool_calls import read_functions, read_tools
 
+_FIRST = ("system", "developer")  # roles of a message that goes before earlier turns
+
 
 @dataclass(frozen=True)
 class CanonicalRow:
@@ -124,7 +126,7 @@ def _conversation(
         start = len(turns)
         turns = [*turns, *_response(source[form.response], form.response, columns)]
     before = _before(source, form.beside, columns, turns)
-    messages = [*before, *turns[turns[0]["role"] == "system" :]]
+    messages = [*before, *turns[turns[0]["role"] in _FIRST :]]
     rejected = None
     if (column := form.beside.get("rejected")) is not None:
         answer = read_answer(source[column], column, columns)
@@ -144,7 +146,7 @@ def _before(
     source: Mapping[str, Any], beside: Mapping[str, str], columns: Columns, turns: list[Message]
 ) -> list[Message]:
     """Return what goes before a row's turns: the system prompt, then earlier turns."""
-    own = turns[:1] if turns[0]["role"] == "system" else []
+    own = turns[:1] if turns[0]["role"] in _FIRST else []
     column = beside.get("system")
     text = "" if column is None else _text(source[column], column)
     if text and own and own[0]["content"] != text:

@@ -91,6 +91,8 @@ def test_history_goes_behind_a_system_message() -> None:
     whole = "system: S · user: a · assistant: b · user: Hi · assistant: Hello"
     assert told(row) == whole
     assert told(row | {"system": "S"}) == whole
+    row["messages"][0]["role"] = "developer"
+    assert told(row) == whole.replace("system", "developer", 1)
 
 
 @pytest.mark.parametrize(

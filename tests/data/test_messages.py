@@ -246,3 +246,6 @@ def test_a_problem_names_a_role_and_no_text() -> None:
     with pytest.raises(RowError, match="has the role 'str'") as caught:
         read([{"role": secret, "content": "x"}])
     assert secret not in str(caught.value)
+    with pytest.raises(RowError, match="its keys are") as caught:
+        read([{"role": "user", secret: "x"}])
+    assert secret not in str(caught.value)
