@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forvalue_dagster.data.columns import Columns as Columns
     from forvalue_dagster.data.corruption import corrupt_responses as corrupt_responses
     from forvalue_dagster.data.read import read_rows as read_rows
     from forvalue_dagster.data.recipes import noise_recipe as noise_recipe
-    from forvalue_dagster.data.rows import Columns as Columns
     from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
     from forvalue_dagster.engine.functions import sample_features as sample_features
     from forvalue_dagster.engine.functions import validation_profile as validation_profile
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Attribution": "engine.options",
     "Automation": "orchestration.options.plan",
-    "Columns": "data.rows",
+    "Columns": "data.columns",
     "Compute": "orchestration.options.plan",
     "ForValueComponent": "orchestration.component",
     "GatePolicy": "orchestration.options.policies",

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,25 @@ def test_the_reference_is_rendered_from_the_code(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     module.main(tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text("utf-8") == (DOCS / "reference.md").read_text("utf-8")
+
+
+def test_the_table_of_forms_is_rendered_from_the_code(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("render_forms", DOCS / "render_forms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = tmp_path / "page.md"
+    shutil.copy(DOCS / "data.md", page)
+    module.main(page)
+    assert page.read_text("utf-8") == (DOCS / "data.md").read_text("utf-8")
+
+
+def test_the_columns_of_the_data_page_load() -> None:
+    (shown,) = blocks("data.md", "yaml")
+    rows = yaml.safe_load(shown)["training_rows"]
+    columns = fv.RowSource(**rows).columns
+    assert (columns.messages, columns.system, columns.role_key) == ("chat", "persona", "who")
 
 
 def test_the_first_five_minutes(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ _MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
 SKIP_REASONS: dict[str, str] = {
     "unreadable": "the row could not be read as a conversation; `problem` of the raw row says why",
     "no_response": "no assistant turn with any text",
+    "labelled_bad": "the row's label says that its answer is a bad one (KTO)",
+    "text_without_response": "text alone has no response; score all tokens, or name its marker",
     "response_truncated": "no response token lies inside the model's window",
     "template_refused": "the chat template rejects the order of roles or a field",
     "template_unaligned": "the assistant's turns cannot be located in the rendered text",
@@ -173,6 +175,10 @@ class ConversationEncoder:
             images: bytes of the conversation's images.
         """
         conversation: list[Message] = json.loads(messages)
+        if any(message.get("labelled_bad") for message in conversation):
+            return SkippedRow("labelled_bad")
+        if conversation[0].get("rendered"):
+            return self._encode_text(conversation)
         definitions = json.loads(tools) if tools else None
         if not any(_speaks(message) for message in conversation):
             return SkippedRow("no_response")
@@ -192,6 +198,24 @@ class ConversationEncoder:
             return SkippedRow("template_unaligned")
         tokens = self._tokenise(text, [span for span in spans if span is not None], pictures)
         return tokens if isinstance(tokens, SkippedRow) else self._window(tokens)
+
+    def _encode_text(self, parts: Sequence[Message]) -> EncodedRow | SkippedRow:
+        """Encode text that is rendered already: as it stands, without a template."""
+        if len(parts) == 1 and self._encoding.tokens == "response":
+            return SkippedRow("text_without_response")
+        if not _speaks(parts[-1]):
+            return SkippedRow("no_response")
+        text = "".join(part["content"] for part in parts)
+        start = len(text) - len(parts[-1]["content"])
+        bos = self._tokenizer.bos_token
+        encoded = self._tokenizer(
+            text,
+            add_special_tokens=bos is None or not text.startswith(bos),
+            return_offsets_mapping=True,
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        response = self._response(text, ids, encoded["offset_mapping"], [(start, len(text))])
+        return self._window(Tokens(ids, response, np.zeros_like(response)))
 
     def _pictures(
         self, conversation: Sequence[Message], images: Sequence[bytes | None]

@@ -215,11 +215,13 @@ def _generator(seed: int, purpose: str, sample_id: str) -> np.random.Generator:
 
 
 def _last_response(conversation: Sequence[Message]) -> int | None:
-    """Return the index of the last assistant turn with text."""
+    """Return the index of the last assistant turn with text that is scored."""
     spoken = [
         index
         for index, message in enumerate(conversation)
-        if message["role"] == "assistant" and message["content"].strip()
+        if message["role"] == "assistant"
+        and message["content"].strip()
+        and message.get("train", True)
     ]
     return spoken[-1] if spoken else None
 

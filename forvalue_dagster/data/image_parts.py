@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forvalue_dagster.data.columns import IMAGES
 from forvalue_dagster.data.images import (
     ImageFolder,
     ImageReferenceError,
@@ -21,9 +22,9 @@ from forvalue_dagster.data.images import (
 
 # A line break beside the placeholder belongs to it: templates set images off themselves.
 _PLACEHOLDER = re.compile(r"<image>\n?|\n<image>$")
-IMAGE_COLUMNS = ("images", "image")
 # The names that chat forms give an image's reference, in the order they are looked for.
-_REFERENCES = ("image", "image_url", "url", "path", "bytes")
+_REFERENCES = ("image", "image_url", "url", "path", "bytes", "value")
+_IN_A_RESPONSE = "an assistant's turn holds an image; expected text alone"
 _OPEN = "reference"  # of a part whose image is not yet known
 
 
@@ -54,7 +55,7 @@ def image_columns(source: Mapping[str, Any], column: str | None) -> list[Any]:
     """
     if column is not None and column not in source:
         raise ImageReferenceError(f"column {column!r} is missing; the row has {sorted(source)}")
-    for name in IMAGE_COLUMNS if column is None else (column,):
+    for name in IMAGES if column is None else (column,):
         if (value := source.get(name)) is not None:
             return list(value) if isinstance(value, list | tuple) else [value]
     return []
@@ -82,6 +83,8 @@ def with_images(
     if column and not _open_parts(messages):
         messages = [_split(message) for message in messages]
         if not _open_parts(messages):
+            if any(m["role"] == "assistant" and "<image>" in str(m["content"]) for m in messages):
+                raise ImageReferenceError(_IN_A_RESPONSE)
             messages = _with_images_first(messages, len(column))
     places = _open_parts(messages)
     if len(places) != len(column):
@@ -95,7 +98,7 @@ def with_images(
         if isinstance(message["content"], str):
             continue
         if message["role"] == "assistant" and any(map(is_image, message["content"])):
-            raise ImageReferenceError("an assistant's turn holds an image; expected text alone")
+            raise ImageReferenceError(_IN_A_RESPONSE)
         parts = []
         for part in message["content"]:
             if is_image(part):

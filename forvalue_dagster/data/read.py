@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from forvalue_dagster.data.columns import IMAGES, Columns
+from forvalue_dagster.data.file_form import FileForm
 from forvalue_dagster.data.files import (
     SUFFIXES,
     DataFileError,
@@ -19,9 +21,10 @@ from forvalue_dagster.data.files import (
     read_json_lines,
     read_table,
 )
-from forvalue_dagster.data.image_parts import IMAGE_COLUMNS
 from forvalue_dagster.data.images import ImageFolder, image_digest, local_images
-from forvalue_dagster.data.rows import CanonicalRow, Columns, RowError, canonical_row
+from forvalue_dagster.data.problems import RowError
+from forvalue_dagster.data.reading import RowReading, row_reading
+from forvalue_dagster.data.rows import CanonicalRow, canonical_row
 
 OnBadRow = Literal["raise", "skip"]
 Rows = str | Path | pl.DataFrame | Sequence[Mapping[str, Any]]
@@ -34,10 +37,13 @@ CANONICAL_SCHEMA: dict[str, pl.DataType] = {
     "messages": pl.String(),
     "tools": pl.String(),
     "images": pl.List(pl.Binary()),
+    "rejected": pl.String(),
     "group": pl.String(),
     "problem": pl.String(),
     "source": pl.String(),
 }
+# A table that was stored by an earlier version has none.
+_OPTIONAL = {"rejected"}
 DESCRIPTIONS = {
     "shard": "where the row came from; (shard, row) is unique",
     "row": "number of the row in its file, from 0",
@@ -46,6 +52,7 @@ DESCRIPTIONS = {
     "messages": "the conversation as JSON: a list of role and content",
     "tools": "tool definitions as JSON, where the row has them",
     "images": "bytes of the row's images, in order; a missing one is null",
+    "rejected": "the rejected answer as JSON, of preference data; it is not scored",
     "group": "validation group, where the row has one",
     "problem": "why the row could not be read; it is kept, unscored",
     "source": "the row's line verbatim, for JSON Lines",
@@ -77,32 +84,57 @@ def read_rows(
         DataFileError: if a file is damaged or a row cannot be read, naming file, row, what came
             and what was expected.
     """
+    return read_rows_with_reading(
+        rows, columns=columns, shard=shard, on_bad_row=on_bad_row, images=images
+    )[0]
+
+
+def read_rows_with_reading(
+    rows: Rows,
+    *,
+    columns: Columns | None = None,
+    shard: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    images: ImageFolder | None = None,
+) -> tuple[pl.DataFrame, dict[str, RowReading]]:
+    """Read finetuning rows, and say how they were read.
+
+    Takes the arguments of `read_rows` and raises what it raises.
+
+    Returns:
+        The rows; and the file's path, "the frame" or "the list" → how it was read, empty for a
+        frame that is canonical as it is.
+    """
     columns = columns or Columns()
     if isinstance(rows, pl.DataFrame):
-        if set(CANONICAL_SCHEMA) <= set(rows.columns):
-            return rows
+        if set(CANONICAL_SCHEMA) - _OPTIONAL <= set(rows.columns):
+            return rows, {}
         reader = _Reader(columns, shard or "rows", "the frame", on_bad_row, images)
-        return reader.from_table(rows)
+        frame, reading = reader.from_table(rows)
+        return frame, {reader.origin: reading}
     if not isinstance(rows, str | Path):
         source = [SourceRow(index, dict(values)) for index, values in enumerate(rows)]
         reader = _Reader(columns, shard or "rows", "the list", on_bad_row, images)
-        return reader.from_records(source)
+        frame, reading = reader.from_records(source)
+        return frame, {reader.origin: reading}
     files = data_files(Path(rows))
     if not files:
         raise DataFileError(f"{rows} holds no data file; expected one of {', '.join(SUFFIXES)}.")
-    frames = []
+    frames, readings = [], {}
     for path in files:
         folder = images or local_images(path.parent)
         reader = _Reader(columns, shard or data_file_stem(path), str(path), on_bad_row, folder)
         if path.name.endswith(".parquet") or path.is_dir():
-            frames.append(reader.from_table(read_table(path)))
+            frame, reading = reader.from_table(read_table(path))
         else:
-            frames.append(reader.from_records(read_json_lines(path)))
+            frame, reading = reader.from_records(read_json_lines(path))
+        frames.append(frame)
+        readings[reader.origin] = reading
     # A column that is text in one file and absent or a number in another is no reason to fail.
     frame = pl.concat(frames, how="diagonal_relaxed")
     if shard is not None and len(frames) > 1:
         frame = frame.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
-    return frame
+    return frame, readings
 
 
 def source_lines(frame: pl.DataFrame) -> Iterable[str]:
@@ -134,40 +166,49 @@ class _Reader:
     on_bad_row: OnBadRow
     images: ImageFolder | None
 
-    def from_table(self, frame: pl.DataFrame) -> pl.DataFrame:
-        rows = [
-            self._convert(SourceRow(index, values))
-            for index, values in enumerate(frame.iter_rows(named=True))
+    def from_table(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, RowReading]:
+        records = [
+            SourceRow(index, values) for index, values in enumerate(frame.iter_rows(named=True))
         ]
+        rows, reading = self._read(records)
         # Their bytes are in `images`; kept twice they would double the table.
         own = frame.drop(name for name in self._image_columns if _holds_bytes(frame, name))
         clashes = {name: f"source.{name}" for name in own.columns if name in CANONICAL_SCHEMA}
-        return self._canonical(rows, range(len(rows))).hstack(own.rename(clashes))
+        return self._canonical(rows, range(len(rows))).hstack(own.rename(clashes)), reading
 
-    def from_records(self, records: Iterable[SourceRow]) -> pl.DataFrame:
+    def from_records(self, records: Iterable[SourceRow]) -> tuple[pl.DataFrame, RowReading]:
         records = list(records)
-        rows = [self._convert(record) for record in records]
+        rows, reading = self._read(records)
         frame = self._canonical(rows, [record.row for record in records])
         lines = pl.Series(
             "source",
             [r.text if r.text is not None else _line(r.values) for r in records],
             dtype=pl.String,
         )
-        return frame.with_columns(lines).hstack(_scalar_columns([r.values or {} for r in records]))
+        own = _scalar_columns([r.values or {} for r in records])
+        return frame.with_columns(lines).hstack(own), reading
+
+    def _read(
+        self, records: Sequence[SourceRow]
+    ) -> tuple[list[CanonicalRow | RowError], RowReading]:
+        """Read the rows of one file, whose form is decided on all of them."""
+        sources = [record.values for record in records]
+        form = FileForm.of(sources, self.columns)
+        rows = [self._convert(record, form) for record in records]
+        return rows, row_reading(form, sources, rows)
 
     @property
     def _image_columns(self) -> tuple[str, ...]:
-        return IMAGE_COLUMNS if self.columns.images is None else (self.columns.images,)
+        return IMAGES if self.columns.images is None else (self.columns.images,)
 
-    def _convert(self, record: SourceRow) -> CanonicalRow | str:
+    def _convert(self, record: SourceRow, form: FileForm) -> CanonicalRow | RowError:
         """Return the canonical row, or the problem with it."""
-        problem = record.problem
+        problem = RowError(record.problem or "", "line")
         if record.values is not None:
             try:
-                return canonical_row(record.values, self.columns, self.images)
+                return canonical_row(record.values, self.columns, self.images, form)
             except RowError as error:
-                problem = str(error)
-        assert problem is not None
+                problem = error
         if self.on_bad_row == "raise":
             raise DataFileError(
                 f"{self.origin}, row {record.row} (line {record.row + 1}): {problem}. Mend it, or "
@@ -176,7 +217,7 @@ class _Reader:
         return problem
 
     def _canonical(
-        self, rows: Sequence[CanonicalRow | str], numbers: Sequence[int]
+        self, rows: Sequence[CanonicalRow | RowError], numbers: Sequence[int]
     ) -> pl.DataFrame:
         good = [row if isinstance(row, CanonicalRow) else None for row in rows]
         values: dict[str, list[Any]] = {
@@ -186,8 +227,9 @@ class _Reader:
             "messages": [row.messages if row else None for row in good],
             "tools": [row.tools if row else None for row in good],
             "images": [row.images if row else None for row in good],
+            "rejected": [row.rejected if row else None for row in good],
             "group": [row.group if row else None for row in good],
-            "problem": [row if isinstance(row, str) else None for row in rows],
+            "problem": [str(row) if isinstance(row, RowError) else None for row in rows],
             "source": [None] * len(rows),
         }
         return pl.DataFrame(values, schema=CANONICAL_SCHEMA)

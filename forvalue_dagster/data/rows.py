@@ -4,79 +4,35 @@ A canonical row is a conversation: `messages`, a list of {role, content, …}, a
 row brings tool definitions. Both are held as JSON text, since tool calls nest freely and a table
 with fixed columns would add or drop keys. A content is text, or a list of text and image parts;
 an image part names the image by a hash of its bytes, which the row holds beside the messages.
+Some messages carry a mark of ours: `train: false` (not scored), `labelled_bad` (the row is
+skipped), `rendered` (text that no template is put around).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forvalue_dagster.data.image_parts import image_columns, image_part, is_image, with_images
+from forvalue_dagster.data.canonical_json import content_hash, in_file_order, messages_text
+from forvalue_dagster.data.columns import Columns
+from forvalue_dagster.data.file_form import FileForm
+from forvalue_dagster.data.forms import Form
+from forvalue_dagster.data.image_parts import image_columns, is_image, with_images
 from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
-
-Message = dict[str, Any]
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-}
-_PROMPT_RESPONSE_NAMES = (
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("problem", "solution"),
-    ("query", "response"),
-    ("instruction", "response"),
-    ("input", "output"),
+from forvalue_dagster.data.media import refuse_media_columns, refuse_media_tags
+from forvalue_dagster.data.messages import Message as Message
+from forvalue_dagster.data.messages import read_history, read_messages
+from forvalue_dagster.data.preference import (
+    answer_start,
+    read_answer,
+    with_chosen,
+    without_prompt,
 )
+from forvalue_dagster.data.problems import RowError
+from forvalue_dagster.data.tool_calls import read_functions, read_tools
 
-
-class RowError(ValueError):
-    """A row cannot be read as a conversation. The message never quotes the row's text."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a source keeps its conversation; what is None is detected by the usual names.
-
-    Attributes:
-        messages: column with a list of messages (chat `messages` or ShareGPT `conversations`).
-        prompt: column with the prompt; goes with `response`.
-        response: column with the response.
-        system: column with a system prompt, for the forms that have none of their own.
-        images: column with an image or a list of them; by default `images` or `image`.
-        group: column with the row's validation group.
-    """
-
-    messages: str | None = None
-    prompt: str | None = None
-    response: str | None = None
-    system: str | None = None
-    group: str | None = None
-    images: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse half a pair and two forms at once."""
-        if (self.prompt is None) != (self.response is None):
-            raise ValueError(
-                f"prompt and response columns go together; got prompt={self.prompt!r}, "
-                f"response={self.response!r}."
-            )
-        if self.messages is not None and self.prompt is not None:
-            raise ValueError("Give either a messages column or prompt and response, not both.")
+_FIRST = ("system", "developer")  # roles of a message that goes before earlier turns
 
 
 @dataclass(frozen=True)
@@ -90,6 +46,7 @@ class CanonicalRow:
         sample_id: hash of messages, images and tools: the same in any file and at any place.
         images: bytes of each image in the order of its part, None for a missing one; None
             without images.
+        rejected: JSON text of the rejected answer's messages, or None.
     """
 
     messages: str
@@ -97,10 +54,14 @@ class CanonicalRow:
     group: str | None
     sample_id: str
     images: list[bytes | None] | None = None
+    rejected: str | None = None
 
 
 def canonical_row(
-    source: Mapping[str, Any], columns: Columns, folder: ImageFolder | None = None
+    source: Mapping[str, Any],
+    columns: Columns,
+    folder: ImageFolder | None = None,
+    form: FileForm | None = None,
 ) -> CanonicalRow:
     """Turn one source row into a conversation.
 
@@ -108,30 +69,30 @@ def canonical_row(
         source: the row.
         columns: where its conversation is kept.
         folder: of images that are named by path.
+        form: of the row's file; by default it is decided on the row alone.
 
     Raises:
         RowError: saying what came, what was expected and what to do.
     """
+    of_row = (form or FileForm.of([source], columns)).form_of(source)
+    refuse_media_columns(source, columns.ignore)
+    conversation, rejected = _conversation(source, of_row, columns)
     try:
-        messages, images = with_images(
-            _messages(source, columns), image_columns(source, columns.images), folder
-        )
+        shown = [] if columns.images in columns.ignore else image_columns(source, columns.images)
+        messages, images = with_images(conversation, shown, folder)
     except ImageReferenceError as error:
-        raise RowError(str(error)) from error
-    tools = source.get("tools") or None
-    if isinstance(tools, str):
-        tools = _parse_json(tools, "tools")
+        raise RowError(str(error), "image") from error
+    refuse_media_tags(messages, source, columns.ignore)
+    tools = _tools(source, of_row)
     group = source.get(columns.group) if columns.group else None
-    messages_text, tools_text = _json_text(messages), _json_text(tools) if tools else None
-    identity = messages_text if tools_text is None else f"{messages_text}\n{tools_text}"
-    try:
-        digest = hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
-    except UnicodeEncodeError as error:
-        raise RowError(
-            "the text holds half of a surrogate pair, which is not Unicode; re-encode the file"
-        ) from error
-    name = None if group is None else str(group)
-    return CanonicalRow(messages_text, tools_text, name, digest, images)
+    return CanonicalRow(
+        messages_text(messages),
+        in_file_order(tools) if tools else None,
+        None if group is None else str(group),
+        content_hash(messages, tools),
+        images,
+        None if rejected is None else messages_text(rejected),
+    )
 
 
 def message_text(message: Message) -> str:
@@ -148,135 +109,134 @@ def message_images(message: Message) -> list[str | None]:
     return [] if isinstance(content, str) else [p["image"] for p in content if is_image(p)]
 
 
-def _json_text(value: object) -> str:
-    # Sorted keys: the order in which a file happens to write them is not content.
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def _conversation(
+    source: Mapping[str, Any], form: Form, columns: Columns
+) -> tuple[list[Message], list[Message] | None]:
+    """Return (the conversation, the rejected answer or None)."""
+    if form.text is not None:
+        return _plain_text(source[form.text], form.text, columns.response_marker), None
+    if form.messages is not None:
+        turns = read_messages(source[form.messages], form.messages, columns)
+    else:
+        turns = _prompt(source, form.prompt, columns)
+    start = None
+    if form.chosen is not None:
+        turns, start = with_chosen(turns, source[form.chosen], form.chosen, columns)
+    elif form.response is not None:
+        start = len(turns)
+        turns = [*turns, *_response(source[form.response], form.response, columns)]
+    before = _before(source, form.beside, columns, turns)
+    messages = [*before, *turns[turns[0]["role"] in _FIRST :]]
+    rejected = None
+    if (column := form.beside.get("rejected")) is not None:
+        answer = read_answer(source[column], column, columns)
+        rejected = without_prompt(answer, turns)
+        if any(not isinstance(message["content"], str) for message in rejected):
+            raise RowError(f"column {column!r} holds an image; expected text alone", "image")
+        start = answer_start(turns) if start is None else start
+        # Only the answers are compared: earlier turns are part of the prompt.
+        last = len(messages) - len(turns) + start
+        messages = [_unscored(m) if i < last else m for i, m in enumerate(messages)]
+    if (column := form.beside.get("label")) is not None and _is_bad(source[column], column):
+        messages[-1] = messages[-1] | {"labelled_bad": True}
+    return messages, rejected
 
 
-def _parse_json(text: str, column: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RowError(f"column {column!r} holds text that is not JSON ({error})") from error
-
-
-def _messages(source: Mapping[str, Any], columns: Columns) -> list[Message]:
-    if columns.messages is not None:
-        return _chat(_required(source, columns.messages), columns.messages)
-    if columns.prompt is not None and columns.response is not None:
-        prompt, response = (_required(source, n) for n in (columns.prompt, columns.response))
-        return _prompt_response(prompt, response, _system(source, columns))
-    detected = _detect({name.casefold(): name for name in source})
-    if detected is None:
+def _before(
+    source: Mapping[str, Any], beside: Mapping[str, str], columns: Columns, turns: list[Message]
+) -> list[Message]:
+    """Return what goes before a row's turns: the system prompt, then earlier turns."""
+    own = turns[:1] if turns[0]["role"] in _FIRST else []
+    column = beside.get("system")
+    text = "" if column is None else _text(source[column], column)
+    if text and own and own[0]["content"] != text:
         raise RowError(
-            f"no conversation found among the columns {sorted(source)}; expected messages, "
-            "conversations, instruction and output, or a pair such as prompt and response. Name "
-            "the columns in the configuration"
+            f"column {column!r} and the conversation's own system prompt differ; expected one. "
+            "Name the column among those to ignore, or take the message out",
+            "text",
         )
-    names, convert = detected
-    values = [source.get(name) for name in names]
-    return convert(values, _system(source, columns))
+    system = own or ([{"role": "system", "content": text}] if text else [])
+    column = beside.get("history")
+    return [*system, *([] if column is None else read_history(source[column], column, columns))]
 
 
-_Converter = Callable[[Sequence[Any], str | None], list[Message]]
+def _prompt(source: Mapping[str, Any], names: tuple[str, ...], columns: Columns) -> list[Message]:
+    """Join the columns of a prompt; what is blank adds nothing."""
+    values = {name: source[name] for name in names}
+    if not values:
+        return []
+    first = source[names[0]]
+    if isinstance(first, Mapping) and first.get("messages"):  # OpenAI's preference data
+        first = first["messages"]
+    if len(values) == 1 and isinstance(first, list | tuple):
+        return read_messages(first, names[0], columns)
+    texts = dict.fromkeys(_text(value, name) for name, value in values.items())
+    said = [text for text in texts if text] or [""]
+    return [{"role": "user", "content": columns.separator.join(said)}]
 
 
-def _detect(present: Mapping[str, str]) -> tuple[list[str], _Converter] | None:
-    """Return (the columns that hold the conversation, how to read them)."""
-    for name in ("messages", "conversations", "conversation"):
-        if name in present:
-            return [present[name]], lambda values, _: _chat(values[0], "messages")
-    if "instruction" in present and "output" in present:
-        optional = present.get("input", "input")
-        return [present["instruction"], optional, present["output"]], _alpaca
-    for prompt, response in _PROMPT_RESPONSE_NAMES:
-        if prompt in present and response in present:
-            names = [present[prompt], present[response]]
-            return names, lambda values, system: _prompt_response(values[0], values[1], system)
-    return None
-
-
-def _required(source: Mapping[str, Any], name: str) -> Any:
-    if name not in source:
-        raise RowError(f"column {name!r} is missing; the row has {sorted(source)}")
-    return source[name]
-
-
-def _system(source: Mapping[str, Any], columns: Columns) -> str | None:
-    if columns.system is not None:
-        return _text(_required(source, columns.system), columns.system) or None
-    return None
-
-
-def _text(value: Any, what: str) -> str:
-    if value is None:
-        return ""
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
+        return "\n\n".join(value)
     if not isinstance(value, str):
-        raise RowError(f"{what} is a {type(value).__name__}; expected text")
+        raise RowError(
+            f"{column} is a {type(value).__name__}; expected text. Name it among the columns to "
+            "ignore if it is no part of the conversation"
+        )
     return value
 
 
-def _alpaca(values: Sequence[Any], system: str | None) -> list[Message]:
-    instruction, context, output = values
-    prompt = _text(instruction, "instruction")
-    if extra := _text(context, "input"):
-        prompt = f"{prompt}\n\n{extra}"
-    return _prompt_response(prompt, output, system)
-
-
-def _prompt_response(prompt: Any, response: Any, system: str | None) -> list[Message]:
-    """Join a prompt and a response, each text or a list of messages."""
-    opening = [{"role": "system", "content": system}] if system else []
-    return [*opening, *_turns(prompt, "user"), *_turns(response, "assistant")]
-
-
-def _turns(value: Any, role: str) -> list[Message]:
+def _response(value: Any, column: str, columns: Columns) -> list[Message]:
+    """Read a response: text, messages, or answers as SQuAD keeps them."""
+    if isinstance(value, Mapping) and "text" in value and {"role", "from"}.isdisjoint(value):
+        value = value["text"]
+    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+        if not value:
+            raise RowError(f"column {column!r} holds no answer; expected one", "absent text")
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = [value]
     if isinstance(value, list):
-        return _chat(value, role)
-    name = "prompt" if role == "user" else "response"
-    return [{"role": role, "content": _text(value, name)}]
+        return read_messages(value, column, columns)
+    return [{"role": "assistant", "content": _text(value, column)}]
 
 
-def _chat(value: Any, column: str) -> list[Message]:
-    if isinstance(value, str):
-        value = _parse_json(value, column)
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if isinstance(value, list) else f"a {type(value).__name__}"
-        raise RowError(f"column {column!r} holds {got}; expected a list of messages")
-    return [_message(entry, f"{column}[{index}]") for index, entry in enumerate(value)]
+def _plain_text(value: Any, column: str, marker: str | None) -> list[Message]:
+    """Split a text at its marker, or keep it whole: scored only with all tokens."""
+    text = _text(value, column)
+    if marker is None:
+        return [{"role": "assistant", "content": text, "rendered": True}]
+    prompt, found, response = text.rpartition(marker)
+    if not found:
+        raise RowError(
+            f"column {column!r} does not hold the response marker; expected it in front of the "
+            "response",
+            "text",
+        )
+    return [
+        {"role": "user", "content": prompt + found, "rendered": True},
+        {"role": "assistant", "content": response, "rendered": True},
+    ]
 
 
-def _message(entry: Any, where: str) -> Message:
-    if not isinstance(entry, dict):
-        raise RowError(f"{where} is a {type(entry).__name__}; expected role and content")
-    # Columnar files give every message every key, with None where it was absent.
-    message = {str(key): value for key, value in entry.items() if value is not None}
-    if "from" in message and "role" not in message:
-        speaker = message.pop("from")
-        known = isinstance(speaker, str) and speaker in _SHAREGPT_ROLES
-        message["role"] = _SHAREGPT_ROLES[speaker] if known else speaker
-        message["content"] = message.pop("value", None)
-    role = message.get("role")
-    if role == "function":
-        role = message["role"] = "tool"
-    if role not in ROLES:
-        raise RowError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}")
-    message["content"] = _content(message.get("content"), f"{where}.content")
-    return message
+def _unscored(message: Message) -> Message:
+    return message | {"train": False} if message["role"] == "assistant" else message
 
 
-def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
-    """Return the text of a message, or its parts if images are among them."""
-    if not isinstance(content, list):
-        return _text(content, where)
-    parts = [_part(part, where) for part in content]
-    return parts if any(map(is_image, parts)) else "".join(part["text"] for part in parts)
+def _is_bad(label: Any, column: str) -> bool:
+    known = {"true": True, "false": False, "1": True, "0": False}
+    value = known.get(str(label).strip().casefold().removesuffix(".0"))
+    if value is None:
+        raise RowError(
+            f"column {column!r} is a {type(label).__name__} that is neither true nor false", "label"
+        )
+    return not value
 
 
-def _part(part: Any, where: str) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind == "text":
-        return {"type": "text", "text": _text(part.get("text"), where)}
-    if found := image_part(part):
-        return found
-    raise RowError(f"{where} has a part of type {kind!r}; expected text and image parts only")
+def _tools(source: Mapping[str, Any], form: Form) -> list[Any] | None:
+    if (column := form.beside.get("tools")) is not None:
+        return read_tools(source[column], column)
+    if (column := form.beside.get("functions")) is not None:
+        return read_functions(source[column], column)
+    asked = source[form.prompt[0]] if form.prompt else None
+    return read_tools(asked.get("tools"), "tools") if isinstance(asked, Mapping) else None

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.read import Rows, read_rows
-from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.config import EMBEDDED, ModelConfig
 from forvalue_dagster.valuation.noise_options import NoiseOptions

@@ -54,7 +54,7 @@ def row_facts(rows: pl.DataFrame) -> pl.DataFrame:
         "broken_characters": pl.Int64(),
         "letters_share": pl.Float64(),
     }
-    plain = rows.drop("messages", "tools", "images", "source", strict=False)
+    plain = rows.drop("messages", "tools", "images", "rejected", "source", strict=False)
     return plain.drop(ROW_FACTS, strict=False).hstack(pl.DataFrame(facts, schema=schema))
 
 

@@ -172,3 +172,20 @@ def test_rows_with_images_have_recipes_of_their_own():
     assert {SAME_QUESTION, *IMAGE_RECIPES} < set(corrupted_copies(SEEN)["recipe"])
     with pytest.raises(ValueError, match="no such noise recipes"):
         corrupted_copies(SEEN, ["image_blur"])
+
+
+def test_a_turn_that_is_not_scored_is_not_damaged():
+    turns = [
+        {"role": "user", "content": "Sum."},
+        {"role": "assistant", "content": "It is three."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "It is four.", "weight": 0},
+    ]
+    copies = corrupted_copies(read_rows([{"messages": turns}]), seed=0, recipes=["word_shuffle"])
+    (messages,) = copies["messages"]
+    assert json.loads(messages)[3] == {
+        "role": "assistant",
+        "content": "It is four.",
+        "train": False,
+    }
+    assert json.loads(messages)[1]["content"] != "It is three."

@@ -25,6 +25,8 @@ NAMES = st.sampled_from(
         *("messages", "conversations", "prompt", "response", "instruction", "input", "output"),
         *("image", "images", "tools", "question", "answer", "role", "content", "from", "value"),
         *("type", "text", "shard", "row", "sample_id", "group", "problem", "source"),
+        *("system", "history", "context", "chosen", "rejected", "label", "functions", "videos"),
+        *("human", "assistant", "tool_calls", "function_call", "weight", "name", "arguments"),
     ]
 )
 WORDS = st.sampled_from(["user", "assistant", "gpt", "human", "image", "<image>"])
@@ -36,7 +38,10 @@ JSON = st.recursive(
 )
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | JSON},
-    optional={"content": TEXT | JSON, "tool_calls": JSON, "name": JSON},
+    optional={
+        **{"content": TEXT | JSON, "tool_calls": JSON, "name": JSON, "weight": JSON},
+        "function_call": st.fixed_dictionaries({"name": JSON}, optional={"arguments": JSON}) | JSON,
+    },
 )
 # Rows that are nearly right, and rows that are anything.
 ROW = (
@@ -45,7 +50,11 @@ ROW = (
         {"messages": st.lists(MESSAGE, max_size=4) | JSON}, optional={"images": JSON}
     )
     | st.fixed_dictionaries(
-        {"prompt": TEXT | JSON, "response": TEXT | JSON}, optional={"image": JSON, "tools": JSON}
+        {"prompt": TEXT | JSON, "response": TEXT | JSON},
+        optional={
+            **{"image": JSON, "tools": JSON, "system": JSON, "history": JSON, "functions": JSON},
+            **{"chosen": JSON, "rejected": JSON, "label": JSON, "context": JSON},
+        },
     )
 )
 LINE = ROW.map(lambda row: json.dumps(row).encode()) | st.binary(max_size=60).map(

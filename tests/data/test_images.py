@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.data.images import (
     ImageFolder,
@@ -26,7 +27,6 @@ from forvalue_dagster.data.images import (
     image_digest,
 )
 from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.rows import Columns
 from tests.tiny_vision import picture
 
 ONE, TWO = picture(1), picture(2)

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from forvalue_dagster.data.rows import Columns, RowError, canonical_row
+from forvalue_dagster.data.columns import Columns
+from forvalue_dagster.data.problems import RowError
+from forvalue_dagster.data.rows import canonical_row
 
 CHAT = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
 
@@ -63,7 +65,7 @@ def test_tool_calls_and_tools_are_kept_and_count_as_content() -> None:
     ("source", "message"),
     [
         ({}, r"no conversation found among the columns \[\]"),
-        ({"text": "x"}, r"no conversation found among the columns \['text'\]"),
+        ({"body": "x"}, r"no conversation found among the columns \['body'\]"),
         ({"prompt": 3, "response": "x"}, "prompt is a int; expected text"),
         ({"messages": "not json"}, "not JSON"),
         ({"messages": []}, "an empty list; expected a list of messages"),
@@ -91,7 +93,7 @@ def test_missing_configured_column() -> None:
 
 def test_errors_never_quote_the_text() -> None:
     secret = "the patient's name"
-    for source in ({"prompt": [secret], "response": 1}, {"messages": secret}, {"text": secret}):
+    for source in ({"prompt": [secret], "response": 1}, {"messages": secret}, {"body": secret}):
         with pytest.raises(RowError) as caught:
             canonical_row(source, Columns())
         assert secret not in str(caught.value)

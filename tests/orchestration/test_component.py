@@ -101,6 +101,39 @@ def test_yaml_says_everything_that_python_does() -> None:
     )
 
 
+def test_yaml_names_every_column() -> None:
+    component = load(
+        {
+            "training_rows": {
+                "path": "rows",
+                "prompt_column": ["task", "context"],
+                "response_column": "answer",
+                "rejected_column": "worse",
+                "label_column": "good",
+                "ignore_columns": ["system"],
+            },
+            "validation_rows": {
+                "path": "rows",
+                "group_column": "skill",
+                "llamafactory": {"formatting": "sharegpt", "columns": {"messages": "chat"}},
+            },
+        }
+    )
+    assert component.training_rows.columns == fv.Columns(
+        prompt=["task", "context"],
+        response="answer",
+        rejected="worse",
+        label="good",
+        ignore=["system"],
+    )
+    assert component.validation_rows.columns.messages == "chat"
+    assert component.validation_rows.columns.group == "skill"
+    with pytest.raises(ValueError, match="expected a column's name, or a list of them"):
+        fv.RowSource(path="rows", prompt_column=3, response_column="answer")
+    with pytest.raises(ValueError, match=r"and so do \['messages'\]; expected one of them"):
+        _ = fv.RowSource(path="rows", messages_column="chat", llamafactory={}).columns
+
+
 def test_rows_of_another_asset() -> None:
     component = load(
         {"training_rows": {"asset": "crawl/rows"}, "upstream_shards": ["monday", "tuesday"]}

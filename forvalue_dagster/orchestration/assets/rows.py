@@ -161,5 +161,7 @@ def _row_table(rows: pl.DataFrame) -> ShardTable:
     }
     if images := int(rows["images"].list.len().sum()):
         metadata["images"] = dg.MetadataValue.int(images)
-    # Of the images their names in the messages, which are hashes of their bytes.
-    return ShardTable(rows, metadata, digest(rows.drop("images")))
+    # Of the images their names in the messages, which are hashes of their bytes. Rows that reject
+    # nothing are the rows that they were before there was a column for it.
+    unhashed = ["images", *(["rejected"] if rows["rejected"].null_count() == len(rows) else [])]
+    return ShardTable(rows, metadata, digest(rows.drop(unhashed)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
 from dagster_aws.s3 import S3Resource
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.files import (
     SUFFIXES,
     DataFileError,
@@ -21,7 +22,6 @@ from forvalue_dagster.data.files import (
 from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
-from forvalue_dagster.data.rows import Columns
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.source_files import (
     LocalFiles,
@@ -54,13 +54,54 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
     messages_column: str | None = Field(
         default=None, description="Column with a list of messages. Detected by default."
     )
-    prompt_column: str | None = Field(
-        default=None, description="Column with the prompt. Detected by default."
+    # Dagster's configuration has no union of text and list.
+    prompt_column: Any = Field(
+        default=None,
+        description="Column with the prompt, or a list of columns that are joined. Detected by "
+        "default.",
     )
     response_column: str | None = Field(
         default=None, description="Column with the response. Detected by default."
     )
-    system_column: str | None = Field(default=None, description="Column with a system prompt.")
+    system_column: str | None = Field(
+        default=None, description="Column with a system prompt. Detected by default."
+    )
+    history_column: str | None = Field(
+        default=None,
+        description="Column with earlier turns, a list of [user, assistant]. Detected by default.",
+    )
+    tools_column: str | None = Field(
+        default=None, description="Column with tool definitions. Detected by default."
+    )
+    chosen_column: str | None = Field(
+        default=None,
+        description="Column with the chosen answer, of preference data. Detected by default.",
+    )
+    rejected_column: str | None = Field(
+        default=None, description="Column with the rejected answer. Detected by default."
+    )
+    label_column: str | None = Field(
+        default=None,
+        description="Column that says whether the answer is a good one (KTO); rows with a bad one "
+        "are skipped. Detected by default, if it holds true and false.",
+    )
+    text_column: str | None = Field(
+        default=None, description="Column with text alone, which is scored with tokens 'all'."
+    )
+    response_marker: str | None = Field(
+        default=None,
+        description="What stands in a text in front of the response, such as '### Answer:'.",
+    )
+    ignore_columns: list[str] = Field(
+        default=[],
+        description="Columns that are no part of the conversation, although their names are usual "
+        "for one.",
+    )
+    llamafactory: dict[str, Any] | None = Field(
+        default=None,
+        description="An entry of LLaMA-Factory's dataset_info.json as it is, in the place of the "
+        "other columns.",
+    )
     images_column: str | None = Field(
         default=None,
         description="Column with an image or a list of them. By default images or image.",
@@ -73,6 +114,14 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         description="'raise' stops at an unreadable row; 'skip' keeps it, unscored, with its "
         "problem.",
     )
+
+    @field_validator("prompt_column")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value is None or isinstance(value, str | dg.EnvVar) or (listed and value):
+            return value
+        raise ValueError("expected a column's name, or a list of them")
 
     def canonical(
         self, rows: Any, shard: str | None, images: ImageFolder | None = None
@@ -87,17 +136,41 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         Raises:
             DataFileError: if a file or row cannot be read.
         """
-        columns = Columns(
-            self.messages_column,
-            self.prompt_column,
-            self.response_column,
-            self.system_column,
-            self.group_column,
-            self.images_column,
-        )
         return read_rows(
-            rows, columns=columns, shard=shard, on_bad_row=self.on_bad_row, images=images
+            rows, columns=self.columns, shard=shard, on_bad_row=self.on_bad_row, images=images
         )
+
+    @property
+    def columns(self) -> Columns:
+        """Where rows keep their conversation.
+
+        Raises:
+            ValueError: if settings contradict each other.
+        """
+        named: dict[str, Any] = {
+            "messages": self.messages_column,
+            "prompt": self.prompt_column,
+            "response": self.response_column,
+            "system": self.system_column,
+            "images": self.images_column,
+            "history": self.history_column,
+            "tools": self.tools_column,
+            "chosen": self.chosen_column,
+            "rejected": self.rejected_column,
+            "label": self.label_column,
+            "text": self.text_column,
+            "response_marker": self.response_marker,
+        }
+        if self.llamafactory is None:
+            return Columns(**named, group=self.group_column, ignore=self.ignore_columns)
+        if given := sorted(name for name, value in named.items() if value is not None):
+            raise ValueError(
+                "llamafactory says where rows keep their conversation, and so do "
+                f"{given}; expected one of them."
+            )
+        columns = Columns.from_llamafactory(self.llamafactory)
+        ignore = (*columns.ignore, *self.ignore_columns)
+        return replace(columns, group=self.group_column, ignore=ignore)
 
 
 class RowSource(RowForm):

@@ -1,0 +1,88 @@
+"""How the rows of a file were read, as data to be shown."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forvalue_dagster.data.columns import IMAGES, Columns
+from forvalue_dagster.data.file_form import FileForm
+from forvalue_dagster.data.forms import SUSPICIOUS
+from forvalue_dagster.data.problems import Kind, RowError
+from forvalue_dagster.data.rows import CanonicalRow
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """How the rows of a file were read.
+
+    Attributes:
+        form: of the rows, in words; None if none could be read.
+        used: column → what it was read as.
+        unused: columns that are no part of the conversation, in the file's order.
+        suspicious: those of them that are named like a part of it, and that say what it does not.
+        problems: kind of problem → rows.
+    """
+
+    form: str | None
+    used: Mapping[str, str]
+    unused: tuple[str, ...]
+    suspicious: tuple[str, ...]
+    problems: Mapping[Kind, int]
+
+
+def row_reading(
+    form: FileForm,
+    sources: Iterable[Mapping[str, Any] | None],
+    rows: Sequence[CanonicalRow | RowError],
+) -> RowReading:
+    """Say how rows were read.
+
+    Args:
+        form: of their file.
+        sources: the rows as the file has them; None for one that could not be parsed.
+        rows: what became of each.
+    """
+    used: dict[str, str] = {}
+    names: dict[str, None] = {}
+    said_otherwise: set[str] = set()
+    for source, row in zip(sources, rows, strict=True):
+        names |= dict.fromkeys(source or ())
+        own = {} if source is None else form.used_by(source)
+        if not source or not own:
+            continue
+        own |= _beside(source, form.columns)
+        used |= own
+        said = "" if isinstance(row, RowError) else row.messages
+        others = (name for name in source if name not in own and name.casefold() in SUSPICIOUS)
+        told = [source[name] for name in own if isinstance(source[name], str)]
+        said_otherwise.update(n for n in others if not _repeats(said, told, source[n]))
+    unused = tuple(name for name in names if name not in used)
+    return RowReading(
+        "; ".join(str(known) for known in form.forms) or None,
+        used,
+        unused,
+        tuple(n for n in unused if n in said_otherwise and n not in form.columns.ignore),
+        Counter(row.kind for row in rows if isinstance(row, RowError)),
+    )
+
+
+def _beside(source: Mapping[str, Any], columns: Columns) -> dict[str, str]:
+    """Return the columns that are used whatever the form."""
+    images = IMAGES if columns.images is None else (columns.images,)
+    shown = [name for name in images if source.get(name) is not None]
+    group = {} if columns.group is None else {columns.group: "group"}
+    return group | dict.fromkeys(shown[:1], "images")
+
+
+def _repeats(messages: str, told: Sequence[str], value: Any) -> bool:
+    """Whether a column says nothing new: many files have a prompt, or the whole text, once more."""
+    if value is None or value in ("", [], {}):
+        return True
+    if not isinstance(value, str):
+        return False
+    inside = json.dumps(value, ensure_ascii=False)[1:-1] in messages
+    return inside or (bool(told) and all(text in value for text in told))

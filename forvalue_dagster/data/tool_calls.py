@@ -1,0 +1,109 @@
+"""Tool calls and tool definitions, in one canonical form whatever form they came in.
+
+A call is {type: function, function: {name, arguments}}; arguments are an object, unless they are
+text that is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from forvalue_dagster.data.canonical_json import parsed, parsed_or_none, without_nulls
+from forvalue_dagster.data.problems import RowError
+
+
+def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Read a message's `tool_calls`.
+
+    Args:
+        value: a list of calls, one call, or either as JSON text.
+        where: the place, for the error.
+
+    Raises:
+        RowError: if it is nothing of the kind.
+    """
+    if isinstance(value, str):
+        value = parsed_or_none(value) if value.strip() else []
+    entries = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list | tuple):
+        raise RowError(f"{where} holds no calls; expected a list of objects", "tool calls")
+    calls = []
+    for entry in entries:
+        call = without_nulls(parsed_or_none(entry) if isinstance(entry, str) else entry)
+        if not isinstance(call, dict) or not (call.get("name") or call.get("function")):
+            raise RowError(
+                f"{where} has a call without a function's name; expected objects with name and "
+                "arguments",
+                "tool calls",
+            )
+        calls.append(_with_arguments(call))
+    return calls
+
+
+def bare_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Read calls given as name and arguments alone: `function_call`, and ShareGPT's turns."""
+    calls = read_calls(value, where)
+    return [
+        call if "function" in call else {"type": "function", "function": call} for call in calls
+    ]
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, dict):
+        return call | {"function": _with_arguments(function)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        known = parsed_or_none(arguments) if arguments.strip() else {}
+        if isinstance(known, dict):
+            return call | {"arguments": known}
+    return call
+
+
+def read_tools(value: Any, column: str) -> list[Any] | None:
+    """Read a row's tool definitions; None if it has none.
+
+    Args:
+        value: a list of definitions, one definition, or either as JSON text.
+        column: its name, for the error.
+
+    Raises:
+        RowError: if it is nothing of the kind.
+    """
+    if isinstance(value, str):
+        value = parsed(value, column) if value.strip() else None
+    if not value:
+        return None
+    entries = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list | tuple):
+        kind = type(value).__name__
+        raise RowError(
+            f"column {column!r} is a {kind}; expected a list of tool definitions, or JSON text of "
+            "one. Name it among the columns to ignore if it is none",
+            "tool calls",
+        )
+    # Some files keep each definition as JSON text, because their schemas differ.
+    return [
+        known if isinstance(known := parsed_or_none(entry), dict) else without_nulls(entry)
+        for entry in entries
+        if entry is not None
+    ]
+
+
+def read_functions(value: Any, column: str) -> list[Any] | None:
+    """Read OpenAI's older `functions` as tool definitions.
+
+    Raises:
+        RowError: if it is nothing of the kind.
+    """
+    functions = read_tools(value, column)
+    if functions is None:
+        return None
+    if not all(isinstance(function, dict) and function.get("name") for function in functions):
+        raise RowError(
+            f"column {column!r} holds something without a name; expected definitions of functions. "
+            "Name it among the columns to ignore if it holds none",
+            "tool calls",
+        )
+    return [{"type": "function", "function": function} for function in functions]

@@ -1,0 +1,251 @@
+"""Messages of any form: who speaks, what is said, what is called, what training leaves out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from forvalue_dagster.data.canonical_json import content_id
+from forvalue_dagster.data.columns import Columns
+from forvalue_dagster.data.problems import RowError
+from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.data.rows import CanonicalRow, canonical_row
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def row_of(messages: Any, **others: Any) -> CanonicalRow:
+    return canonical_row({"messages": messages, **others}, Columns())
+
+
+def read(messages: Any, **others: Any) -> list[dict[str, Any]]:
+    known: list[dict[str, Any]] = json.loads(row_of(messages, **others).messages)
+    return known
+
+
+def call(name: str, arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("speaker", "role"),
+    [
+        *((name, "user") for name in ("human", "Human", "USER", " user ", "prompter")),
+        *((name, "assistant") for name in ("gpt", "ChatGPT", "bard", "assistant", "Bot", "model")),
+        *((name, "tool") for name in ("tool", "observation", "function", "tool_response")),
+        *((name, name) for name in ("system", "developer")),
+    ],
+)
+@pytest.mark.parametrize("speaker_key", ["role", "from", "speaker"])
+@pytest.mark.parametrize("text_key", ["content", "value", "text"])
+def test_speakers_and_keys(speaker: str, role: str, speaker_key: str, text_key: str) -> None:
+    assert read([{speaker_key: speaker, text_key: "x"}]) == [{"role": role, "content": "x"}]
+
+
+def test_pairs_are_turns() -> None:
+    expected = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    for asked, said in (("human", "assistant"), ("input", "output"), ("question", "response")):
+        assert read([{asked: "a", said: "b", "system": "S"}, {said: "d", asked: "c"}]) == expected
+    assert read([{"system": "S"}, {"user": "a"}, {"assistant": "b"}]) == expected[:3]
+    # As columns keep it.
+    lists = {"from": ["system", "human", "gpt"], "value": ["S", "a", "b"]}
+    assert read(lists) == expected[:3]
+
+
+def test_an_absent_text_is_not_the_empty_text() -> None:
+    for nowhere in ({"message": "x"}, {"parts": [{"text": "x"}]}, {"content": None}, {}):
+        keys = sorted(key for key, value in nowhere.items() if value is not None)
+        with pytest.raises(RowError, match=r"messages\[1\] has no text; its keys are") as caught:
+            read([USER, {"role": "assistant", **nowhere}])
+        assert str(keys) in str(caught.value)
+        assert caught.value.kind == "absent text"
+    for content in ([], [{"type": "text"}], [{"type": "text", "text": None}]):
+        with pytest.raises(RowError, match=r"without text|has no text"):
+            read([USER | {"content": content}])
+    assert read([USER, {"role": "assistant", "content": ""}])[1]["content"] == ""
+
+
+def test_two_texts_of_one_message_must_agree() -> None:
+    assert read([{"from": "human", "value": "a", "text": "a"}]) == [
+        {"role": "user", "content": "a"}
+    ]
+    with pytest.raises(RowError, match="different texts under"):
+        read([{"role": "user", "content": "a", "value": "b"}])
+
+
+def test_parts_of_every_spelling() -> None:
+    parts = [{"type": "text", key: "x"} for key in ("text", "value", "content")]
+    assert read([USER | {"content": parts}])[0]["content"] == "xxx"
+    said = [{"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "So."}]
+    assert read([USER, {"role": "assistant", "content": said}])[1] == {
+        "role": "assistant",
+        "content": "So.",
+        "reasoning_content": "Hm.",
+    }
+
+
+def test_reasoning_is_kept() -> None:
+    for key in ("reasoning_content", "thinking"):
+        answer = {"role": "assistant", "content": "So.", key: "Hm."}
+        assert read([USER, answer])[1] == answer
+
+
+OUT = [
+    *({name: 0} for name in ("weight", "loss_weight", "loss_mask", "loss_scale")),
+    *({name: False} for name in ("train", "training", "trainable", "loss")),
+    *({"masked": True}, {"masked": 1}, {"weight": 0.0}, {"train": False, "weight": 1}),
+]
+
+
+@pytest.mark.parametrize("flags", OUT, ids=str)
+def test_turns_that_training_leaves_out(flags: dict[str, Any]) -> None:
+    turns = [USER, {"role": "assistant", "content": "a", **flags}, USER]
+    last = {"role": "assistant", "content": "b"}
+    assert read([*turns, last])[1] == {"role": "assistant", "content": "a", "train": False}
+    sharegpt = [{"from": m["role"], "value": m["content"], **flags} for m in turns]
+    assert row_of([*sharegpt, last]).sample_id == row_of([*turns, last]).sample_id
+
+
+@pytest.mark.parametrize(
+    "flags", [{"weight": 1}, {"train": True}, {"loss_weight": 1.0}, {"masked": False}], ids=str
+)
+def test_turns_that_are_trained_are_ordinary_ones(flags: dict[str, Any]) -> None:
+    plain = [USER, {"role": "assistant", "content": "a"}]
+    flagged = [message | flags for message in plain]
+    assert read(flagged) == plain
+    assert row_of(flagged).sample_id == row_of(plain).sample_id
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0", [0]])
+def test_weights_that_cannot_be_honoured(weight: Any) -> None:
+    with pytest.raises(RowError, match=r"messages\[1\]\.weight is .*; expected 0 or 1") as caught:
+        read([USER, {"role": "assistant", "content": "a", "weight": weight}])
+    assert caught.value.kind == "weight"
+    with pytest.raises(RowError, match="trains parts of a turn"):
+        read([USER, {"role": "assistant", "content": "a", "train_detail": [{"train": False}]}])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": None, "tool_calls": [call("add", {"a": 1})]},
+        {"tool_calls": [call("add", '{"a": 1}')]},
+        {"content": "", "tool_calls": json.dumps([call("add", {"a": 1})])},
+        {"tool_calls": [json.dumps(call("add", '{"a":1}'))], "function_call": None},
+        {"content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}},
+        {"function_call": {"name": "add", "arguments": {"a": 1, "b": None}}, "tool_calls": []},
+        {"content": [{"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}]},
+    ],
+)
+def test_a_call_has_one_form(answer: dict[str, Any]) -> None:
+    plain = [USER, {"role": "assistant", "content": "", "tool_calls": [call("add", {"a": 1})]}]
+    assert read([USER, {"role": "assistant", **answer}]) == plain
+    assert row_of([USER, {"role": "assistant", **answer}]).sample_id == row_of(plain).sample_id
+
+
+@pytest.mark.parametrize("speaker", ["function_call", "tool_call"])
+def test_turns_that_are_calls(speaker: str) -> None:
+    one = {"from": speaker, "value": '{"name": "add", "arguments": "{\\"a\\": 1}"}'}
+    two = {"from": speaker, "value": '[{"name": "now", "arguments": {}}]'}
+    result = {"from": "observation", "value": "3"}
+    calls = [call("add", {"a": 1}), call("now", {})]
+    answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    tool = {"role": "tool", "content": "3"}
+    assert read([USER, one, two, result]) == [USER, answer, tool]
+    # The assistant's words before a call are of the same turn.
+    said = {"from": "gpt", "value": "I look."}
+    assert read([USER, said, one, two, result]) == [USER, answer | {"content": "I look."}, tool]
+    apart = read([USER, one, result, two, result])
+    assert [len(message.get("tool_calls", [])) for message in apart] == [0, 1, 0, 1, 0]
+    with pytest.raises(RowError, match="holds no calls") as caught:
+        read([USER, {"from": speaker, "value": "add(1)"}])
+    assert caught.value.kind == "tool calls"
+
+
+def test_arguments_that_are_no_object_stay_text() -> None:
+    for text in ("add 1", "[1]", "3"):
+        message = {"role": "assistant", "tool_calls": [call("add", text)]}
+        assert read([USER, message])[1]["tool_calls"] == [call("add", text)]
+
+
+def test_tools_have_one_form() -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"x": [1, None]}}}
+    padded = {"type": "function", "function": tool["function"] | {"strict": None}}
+    chat = [USER, {"role": "assistant", "content": "a"}]
+    rows = [
+        row_of(chat, tools=[tool]),
+        row_of(chat, tools=[padded]),
+        row_of(chat, tools=tool),
+        row_of(chat, tools=json.dumps([tool])),
+        row_of(chat, tools=[json.dumps(tool)]),
+        row_of(chat, functions=[tool["function"]]),
+    ]
+    assert {row.tools for row in rows} == {json.dumps([tool], separators=(",", ":"))}
+    assert len({row.sample_id for row in rows}) == 1
+    for none in (None, "", "[]", []):
+        assert row_of(chat, tools=none).tools is None
+
+
+def test_the_order_of_keys_is_rendered_and_not_hashed() -> None:
+    def row(arguments: dict[str, Any], tool: dict[str, Any]) -> CanonicalRow:
+        return row_of(
+            [USER, {"role": "assistant", "tool_calls": [call("f", arguments)]}], tools=[tool]
+        )
+
+    one = row({"b": 1, "a": 2}, {"name": "f", "description": "d"})
+    other = row({"a": 2, "b": 1}, {"description": "d", "name": "f"})
+    assert one.sample_id == other.sample_id
+    assert '"arguments":{"b":1,"a":2}' in one.messages
+    assert one.tools == '[{"name":"f","description":"d"}]'
+    assert other.tools == '[{"description":"d","name":"f"}]'
+    assert content_id(one.messages, one.tools) == one.sample_id
+
+
+def test_nulls_of_a_table_are_no_content(tmp_path: Any) -> None:
+    """Arrow gives each call the arguments of all, and each tool the parameters of all."""
+    rows = [
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [call(name, arguments)]},
+            ],
+            "tools": [{"name": name, "parameters": {"properties": parameters}}],
+        }
+        for name, arguments, parameters in (
+            ("weather", {"city": "Oslo"}, {"city": {"type": "string", "enum": ["Oslo", None]}}),
+            ("add", {"a": 1, "b": {"c": [2]}}, {"a": {"type": "integer"}}),
+            ("now", {}, {}),
+        )
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    lines, table = (read_rows(tmp_path / f"rows.{suffix}") for suffix in ("jsonl", "parquet"))
+    columns = ["sample_id", "messages", "tools"]
+    assert lines.select(columns).equals(table.select(columns))
+    assert [json.loads(text) for text in table["tools"]] == [row["tools"] for row in rows]
+
+
+def test_nulls_in_json_text_are_meant() -> None:
+    messages = [USER, {"role": "assistant", "tool_calls": [call("f", '{"a": null}')]}]
+    assert read(messages)[1]["tool_calls"] == [call("f", {"a": None})]
+
+
+def test_a_problem_names_a_role_and_no_text() -> None:
+    with pytest.raises(RowError, match="has the role 'wizard'; expected one of"):
+        read([{"role": "wizard", "content": "x"}])
+    secret = "the patient's name is not for the event log"
+    with pytest.raises(RowError, match="has the role 'str'") as caught:
+        read([{"role": secret, "content": "x"}])
+    assert secret not in str(caught.value)
+    with pytest.raises(RowError, match="its keys are") as caught:
+        read([{"role": "user", secret: "x"}])
+    assert secret not in str(caught.value)
