@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -124,6 +125,15 @@ class Rendered:
     text: str
     response: list[Span]
     left_out: list[Span]
+
+
+def counted(reasons: Iterable[str | None]) -> str:
+    """Return how many rows were skipped for each reason, the most frequent first, to be read."""
+    counts = Counter(reason for reason in reasons if reason)
+    return "; ".join(
+        f"{count} × {reason} ({SKIP_REASONS.get(reason, 'no longer known')})"
+        for reason, count in counts.most_common()
+    )
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,11 @@ def asks_for_date(template: str) -> bool:
     return _CLOCK in template
 
 
+def says_more_than_text(template: str) -> bool:
+    """Return whether a template writes tool calls, or says itself what the assistant wrote."""
+    return "tool_calls" in template or marks_generation(template)
+
+
 def marks_generation(template: str) -> bool:
     """Return whether a template says itself what the assistant wrote."""
     return bool(_GENERATION.search(template))

@@ -63,8 +63,8 @@ class VisionEncoder(ConversationEncoder):
     def __init__(self, processor: Any, encoding: Encoding, remembered_images: int = 0) -> None:
         super().__init__(processor.tokenizer, encoding, processor.chat_template)
         if self._plain:
-            own = _PLAIN_TEMPLATE.replace("<image token>", processor.image_token)
-            self._templates = {"default": own}
+            plain = _PLAIN_TEMPLATE.replace("<image token>", processor.image_token)
+            self._templates = {"default": plain}
         self._processor = processor
         kinds = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
         self._image_ids = [token for kind in kinds for token in kind if token is not None]

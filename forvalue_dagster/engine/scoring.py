@@ -23,6 +23,7 @@ from forvalue_dagster.engine.outcomes import (
     Outcomes,
     Progress,
     refuse_broken_outcome,
+    refuse_unused_groups,
     value_columns,
     value_records,
 )
@@ -86,11 +87,12 @@ def build_profile(
             usable = builder.add(passed.positions, own, passed.rows)
             outcome.add(passed, [{} if ok else None for ok in usable])
             prompts.append(passed.prompts[torch.tensor(usable)].float().double().cpu())
-    table = refuse_broken_outcome(outcome.frame({}))
+    table = refuse_broken_outcome(outcome.frame({})).with_columns(frame["group"])
+    refuse_unused_groups(table)
     profile = builder.build()
     profile = replace(profile, prompts=fit_prompt_space(torch.cat(prompts).numpy()))
     profile = with_probe(loaded, frame, groups, profile, options)
-    return profile, table.with_columns(frame["group"])
+    return profile, table
 
 
 def score_rows(
