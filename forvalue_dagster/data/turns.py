@@ -197,7 +197,9 @@ class Turns:
         if place is None or place > first:
             return None
         tail = prompt.text if before is None else prompt.text[prompt.ends[before] :]
-        return place + _opening(self.text[place:first], tail)
+        header = self._template.header
+        found = self.text.find(header, place, first) if header else -1
+        return found + len(header) if found >= 0 else place + _opening(self.text[place:first], tail)
 
     def _end(self, index: int, leaf: int) -> tuple[int, str]:
         """Return where a turn ends that has no text of its own behind a leaf.
@@ -282,10 +284,10 @@ class Turns:
         if alone is None or not known or behind not in alone.starts:
             return end, start
         said = alone.text[alone.ends[before] : alone.starts[behind]]
-        closed = end + _shared(self.text[end : self._next(index, end)], said)
+        closed = _shared(self.text[end : self._next(index, end)], said)
         last_result = max(self._whole.ends[n] for n in others)
-        opened = _shared(self.text[last_result:start][::-1], said[::-1], _OPENING)
-        return closed, start - opened
+        opened = _shared(self.text[last_result:start][::-1], said[closed:][::-1], _OPENING)
+        return end + closed, start - opened
 
     def _late_end(self, index: int, end: int, rest: str) -> list[Span]:
         """Return the end of a turn that the template writes behind the results of its calls."""
