@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -18,28 +18,10 @@ from forvalue_dagster.data import templates
 from forvalue_dagster.data.rows import Message, message_images, message_text
 from forvalue_dagster.data.templates import TemplateRefusalError
 from forvalue_dagster.data.turns import Span, Template, Turns, TurnsNotFoundError
+from forvalue_dagster.data.ways_to_write import call_arguments, ways_to_write
 
 # Inputs beside the tokens with a place for each token: [1, T, …].
 TOKEN_ALIGNED = frozenset({"token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
-
-# Reasons for which a row leaves unscored, and what they mean.
-SKIP_REASONS: dict[str, str] = {
-    "unreadable": "the row could not be read as a conversation; `problem` of the raw row says why",
-    "no_response": "no assistant turn with any text, or none that training keeps",
-    "response_truncated": "no response token lies inside the model's window",
-    "template_refused": "the chat template rejects the order of roles or a field",
-    "template_unaligned": "the assistant's turns cannot be located in the rendered text",
-    "tool_call_unrendered": "the chat template does not write a tool call of the assistant",
-    "token_without_embedding": "the tokenizer has a token of the row that the model has not",
-    "image_without_vision": "the row has an image and the model reads none",
-    "image_missing": "an image's file is not there",
-    "image_unreadable": "an image is damaged, without pixels, or of a format that is not read",
-    "image_too_large": "an image has more pixels than Pillow's limit",
-    "image_refused": "the processor rejects an image, or there are image tokens without an image",
-    "image_truncated": "the model's window would cut an image off",
-    "non_finite": "the model's output is not finite",
-    "out_of_memory": "the row does not fit in memory even alone",
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +88,7 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A conversation that cannot be scored, with the reason (a key of `SKIP_REASONS`)."""
+    """A conversation that cannot be scored, with the reason (a key of `skip_reasons.SKIP_REASONS`)."""
 
     reason: str
     truncated: bool = False
@@ -125,15 +107,6 @@ class Rendered:
     text: str
     response: list[Span]
     left_out: list[Span]
-
-
-def counted(reasons: Iterable[str | None]) -> str:
-    """Return how many rows were skipped for each reason, the most frequent first, to be read."""
-    counts = Counter(reason for reason in reasons if reason)
-    return "; ".join(
-        f"{count} × {reason} ({SKIP_REASONS.get(reason, 'no longer known')})"
-        for reason, count in counts.most_common()
-    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +213,7 @@ class ConversationEncoder:
         if tools is not None and not _are_objects(tools):
             return SkippedRow("template_refused")
         reason = None
-        for messages in _ways([_without_flag(message) for message in conversation]):
+        for messages in ways_to_write([_without_flag(message) for message in conversation]):
             try:
                 found = self._located(messages, conversation, tools)
             except TemplateRefusalError:
@@ -263,7 +236,7 @@ class ConversationEncoder:
             elif _speaks(message) and self._encoding.tokens == "all":
                 left_out += turns.spans(index)
         written = "".join(turns.text[start:end] for start, end in response)
-        if any(str(arguments) in written for arguments in _arguments(messages)):
+        if any(str(arguments) in written for arguments in call_arguments(messages)):
             # Python's way to write them: the template expects JSON text.
             raise TurnsNotFoundError("template_refused")
         return Rendered(turns.text, response, left_out)
@@ -303,9 +276,9 @@ class ConversationEncoder:
             rendered.text, add_special_tokens=self._plain, return_offsets_mapping=True
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        response, left_out = covered(
-            encoded["offset_mapping"], rendered.response, rendered.left_out
-        )
+        flat = chain.from_iterable(encoded["offset_mapping"])
+        offsets = np.fromiter(flat, np.int64).reshape(-1, 2)
+        response, left_out = covered(offsets, rendered.response, rendered.left_out)
         return Tokens(ids, response, left_out, np.zeros_like(response))
 
     def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
@@ -339,9 +312,13 @@ class ConversationEncoder:
         return EncodedRow(ids, mask, truncated, int(response.argmax()), inputs)
 
 
-def covered(offset_mapping: Any, *kinds: Sequence[Span]) -> list[NDArray[np.bool_]]:
-    """Return, for each kind of spans, whether each token has a part in any of them."""
-    offsets = np.asarray(offset_mapping, dtype=np.int64).reshape(-1, 2)
+def covered(offsets: NDArray[np.int64], *kinds: Sequence[Span]) -> list[NDArray[np.bool_]]:
+    """Return, for each kind of spans, whether each token has a part in any of them.
+
+    Args:
+        offsets: [T, 2], where each token lies in the text.
+        kinds: places in the text.
+    """
     # Some tokenizers trim leading space off a token's place: it begins where the last ended.
     previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
     starts = np.minimum(offsets[:, 0], previous_end)
@@ -352,34 +329,6 @@ def covered(offset_mapping: Any, *kinds: Sequence[Span]) -> list[NDArray[np.bool
             tokens |= (starts < end) & (offsets[:, 1] > start)
         found.append(tokens)
     return found
-
-
-def in_parts(message: Message) -> Message:
-    """Return a message with its content as parts: templates of vision models expect them."""
-    content = message["content"]
-    if isinstance(content, str):
-        return message | {"content": [{"type": "text", "text": content}]}
-    return message
-
-
-def _ways(messages: list[Message]) -> Iterator[list[Message]]:
-    """Yield a conversation as it is, then in the other ways that templates take."""
-    yield messages
-    if any(True for _ in _arguments(messages)):
-        yield templates.with_arguments_as_text(messages)
-    if any(isinstance(message["content"], str) for message in messages):
-        yield list(map(in_parts, messages))
-
-
-def _arguments(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of the assistant's calls that are objects with anything in them."""
-    for message in messages:
-        calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            named = call.get("function", call) if isinstance(call, dict) else None
-            arguments = named.get("arguments") if isinstance(named, dict) else None
-            if isinstance(arguments, dict) and arguments:
-                yield arguments
 
 
 def _are_objects(tools: Any) -> bool:

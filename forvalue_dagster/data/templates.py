@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 
@@ -159,21 +158,3 @@ def refuse_broken(render: Callable[[list[Message]], str]) -> None:
             f"The chat template does not work: {type(cause).__name__}: {cause}{place}. Expected a "
             "Jinja template that renders a list of messages with role and content."
         ) from cause
-
-
-def with_arguments_as_text(messages: list[Message]) -> list[Message]:
-    """Return messages whose tool calls have their arguments as JSON text."""
-
-    def as_text(call: Any) -> Any:
-        if not isinstance(call, dict):
-            return call
-        changed = {k: as_text(v) if k == "function" else v for k, v in call.items()}
-        if isinstance(changed.get("arguments"), dict | list):
-            changed["arguments"] = json.dumps(changed["arguments"], ensure_ascii=False)
-        return changed
-
-    def written(message: Message) -> Message:
-        calls = message.get("tool_calls")
-        return message | {"tool_calls": list(map(as_text, calls))} if calls else message
-
-    return [written(m) if isinstance(m.get("tool_calls"), list) else m for m in messages]

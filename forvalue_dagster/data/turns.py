@@ -16,19 +16,18 @@ from itertools import pairwise
 from typing import Any
 
 from forvalue_dagster.data.marks import STYLES, Rendering, Style, read_marks, with_marks
+from forvalue_dagster.data.overlap import OPENING, covered_by_prompt, shared
 from forvalue_dagster.data.rows import Message
 from forvalue_dagster.data.templates import TemplateRefusalError
 
 Span = tuple[int, int]
 Render = Callable[[Sequence[Message], Any, bool], str]
 
-_OPENING, _CLOSING = "<[{(", ">]})"
-# A tag or a word, and the white space behind it.
-_WORD = re.compile(r"(<[^<>\s]*>|[^\s<]+|<|(?=\s))(\s*)")
+_QUESTION = {"role": "user", "content": "A"}
 
 
 class TurnsNotFoundError(Exception):
-    """The turns cannot be told; `reason` is a key of `SKIP_REASONS`."""
+    """The turns cannot be told; `reason` is a key of `skip_reasons.SKIP_REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -52,21 +51,29 @@ class Template:
 
     @cached_property
     def header(self) -> str:
-        """What a generation prompt writes behind a question; nothing if that cannot be told."""
-        question, _ = with_marks([{"role": "user", "content": "A"}], "around")
+        """What a generation prompt writes of the answer; nothing if that cannot be told."""
+        question, _ = with_marks([_QUESTION], "around")
         try:
-            asked, prompt = (read_marks(self.render(question, None, ask)) for ask in (False, True))
+            asked = read_marks(self.render(question, None, False))
         except TemplateRefusalError:
             return ""
-        if not asked.ends or not prompt.ends:
+        behind = asked.text[asked.ends[0] :] if asked.ends else ""
+        return self.behind_question[shared(self.behind_question, behind) :]
+
+    @cached_property
+    def behind_question(self) -> str:
+        """What a generation prompt writes behind the text of a question, likewise."""
+        question, _ = with_marks([_QUESTION], "around")
+        try:
+            prompt = read_marks(self.render(question, None, True))
+        except TemplateRefusalError:
             return ""
-        tail = prompt.text[prompt.ends[0] :]
-        return tail[_shared(tail, asked.text[asked.ends[0] :]) :]
+        return prompt.text[prompt.ends[0] :] if prompt.ends else ""
 
     @cached_property
     def endless(self) -> bool:
         """Whether nothing ends a turn but what comes next."""
-        turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+        turns = [_QUESTION, {"role": "assistant", "content": "B"}]
         try:
             rendered = read_marks(self.render(with_marks(turns, "around")[0], None, False))
         except TemplateRefusalError:
@@ -171,6 +178,8 @@ class Turns:
 
     def _start(self, index: int, first: int) -> int:
         """Return where the prompt for a turn ends, at the latest where its own text begins."""
+        if self._asked(index, first):
+            return first
         header = self._template.header
         start = self._prompt_end(index, first)
         if start is None:
@@ -179,6 +188,17 @@ class Turns:
         # The prompt may leave the header to the model where the finished conversation has one.
         again = start + len(header)
         return again if again <= first and self.text.startswith(header, start) else start
+
+    def _asked(self, index: int, first: int) -> bool:
+        """Return whether just what a prompt writes stands between a question and the answer.
+
+        That is how most turns begin, and saves a rendering.
+        """
+        question = [n for n, leaf in enumerate(self._leaves) if leaf.message == index - 1]
+        if not question or self._messages[index - 1]["role"] != "user":
+            return False
+        place, behind = self._whole.ends.get(question[-1]), self._template.behind_question
+        return place is not None and behind != "" and self.text[place:first] == behind
 
     def _prompt_end(self, index: int, first: int) -> int | None:
         if index == 0:
@@ -199,7 +219,11 @@ class Turns:
         tail = prompt.text if before is None else prompt.text[prompt.ends[before] :]
         header = self._template.header
         found = self.text.find(header, place, first) if header else -1
-        return found + len(header) if found >= 0 else place + _opening(self.text[place:first], tail)
+        return (
+            found + len(header)
+            if found >= 0
+            else place + covered_by_prompt(self.text[place:first], tail)
+        )
 
     def _end(self, index: int, leaf: int) -> tuple[int, str]:
         """Return where a turn ends that has no text of its own behind a leaf.
@@ -212,9 +236,9 @@ class Turns:
         expected = self._tail(index, leaf)
         skipped = len(behind) - len(behind.lstrip())
         expected = expected.lstrip()
-        shared = _shared(behind[skipped:], expected)
-        end = place + len(behind[: skipped + shared].rstrip()) if shared else place
-        rest = expected[shared:]
+        common = shared(behind[skipped:], expected)
+        end = place + len(behind[: skipped + common].rstrip()) if common else place
+        rest = expected[common:]
         tokens = self._template.end_token.finditer(self.text, place, end)
         ended = any(token.end() == end for token in tokens)
         # No end shows, or another one than at the end of a conversation.
@@ -284,9 +308,9 @@ class Turns:
         if alone is None or not known or behind not in alone.starts:
             return end, start
         said = alone.text[alone.ends[before] : alone.starts[behind]]
-        closed = _shared(self.text[end : self._next(index, end)], said)
+        closed = shared(self.text[end : self._next(index, end)], said)
         last_result = max(self._whole.ends[n] for n in others)
-        opened = _shared(self.text[last_result:start][::-1], said[closed:][::-1], _OPENING)
+        opened = shared(self.text[last_result:start][::-1], said[closed:][::-1], OPENING)
         return end + closed, start - opened
 
     def _late_end(self, index: int, end: int, rest: str) -> list[Span]:
@@ -304,30 +328,3 @@ class Turns:
             return []
         place = self.text.find(rest, max(ends), self._next(index, max(ends)))
         return [(place, place + len(rest))] if place >= 0 else []
-
-
-def _opening(text: str, prompt: str) -> int:
-    """Return how many characters of a text a prompt covers, in whole tags and words.
-
-    How much white space stands between two makes no difference. Where the prompt has some and the
-    text has none, the word is another's: an opened block that the text goes on to close, say.
-    """
-    ours, theirs = (list(_WORD.finditer(one)) for one in (text, prompt))
-    covered = 0
-    for our, their in zip(ours, theirs, strict=False):
-        if our[1] != their[1] or (their[2] and not our[2] and our is not ours[-1]):
-            break
-        if our[2] and not their[2] and their is not theirs[-1]:
-            return our.end(1)
-        covered = our.end()
-    return covered
-
-
-def _shared(text: str, other: str, boundary: str = _CLOSING) -> int:
-    """Return how many characters two texts share from their beginning, in whole tags or words."""
-    pairs = enumerate(zip(text, other, strict=False))
-    same = next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
-    if same in (len(text), len(other)):
-        return same
-    edge = re.compile(rf"[\s{re.escape(boundary)}]")
-    return max((found.end() for found in edge.finditer(text, 0, same)), default=0)

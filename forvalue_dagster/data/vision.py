@@ -23,12 +23,12 @@ from forvalue_dagster.data.chat import (
     SkippedRow,
     Tokens,
     covered,
-    in_parts,
 )
 from forvalue_dagster.data.images import PictureError, decode_picture, image_digest
 from forvalue_dagster.data.prepared_images import CONTENT, PreparedImages, stand_in
 from forvalue_dagster.data.rows import Message, message_images
 from forvalue_dagster.data.templates import evaluate
+from forvalue_dagster.data.ways_to_write import in_parts
 
 # For processors without a chat template, as `chat.PLAIN_TEMPLATE`.
 _PLAIN_TEMPLATE = (

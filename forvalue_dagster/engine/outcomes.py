@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from forvalue_dagster.data.chat import counted
+from forvalue_dagster.data.skip_reasons import counted
 from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.engine.forward import PassedRows, Unscored
 from forvalue_dagster.valuation.profile import ValueDirection

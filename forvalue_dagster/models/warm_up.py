@@ -18,8 +18,8 @@ from forvalue_dagster.data.chat import (
     EncodedRow,
     Encoding,
     SkippedRow,
-    counted,
 )
+from forvalue_dagster.data.skip_reasons import counted
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.warm_up_config import WarmUp, WarmUpError
 

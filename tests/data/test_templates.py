@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from forvalue_dagster.data import templates
-from forvalue_dagster.data.chat import (
-    SKIP_REASONS,
-    ConversationEncoder,
-    Encoding,
-    SkippedRow,
-    counted,
-)
+from forvalue_dagster.data.chat import ConversationEncoder, Encoding, SkippedRow
+from forvalue_dagster.data.skip_reasons import SKIP_REASONS, counted
 from tests.data.test_chat import conversation, scored_text
 from tests.tiny import CHATML, byte_tokenizer
 
