@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forvalue_dagster.data import templates
 from forvalue_dagster.data.rows import Message, message_images, message_text
 from forvalue_dagster.data.templates import TemplateRefusalError
-from forvalue_dagster.data.turns import Span, Template, Turns, TurnsNotFoundError
+from forvalue_dagster.data.turns import Rendered, Span, Template, Turns, TurnsNotFoundError
 from forvalue_dagster.data.ways_to_write import call_arguments, ways_to_write
 
 # Inputs beside the tokens with a place for each token: [1, T, …].
@@ -88,25 +88,10 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A conversation that cannot be scored, with the reason (a key of `skip_reasons.SKIP_REASONS`)."""
+    """A conversation that cannot be scored, with the reason (a key of `SKIP_REASONS`)."""
 
     reason: str
     truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A rendered conversation.
-
-    Attributes:
-        text: what the template wrote.
-        response: places of the assistant's turns.
-        left_out: places of those that training leaves out.
-    """
-
-    text: str
-    response: list[Span]
-    left_out: list[Span]
 
 
 @dataclass(frozen=True)
@@ -278,8 +263,8 @@ class ConversationEncoder:
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         flat = chain.from_iterable(encoded["offset_mapping"])
         offsets = np.fromiter(flat, np.int64).reshape(-1, 2)
-        response, left_out = covered(offsets, rendered.response, rendered.left_out)
-        return Tokens(ids, response, left_out, np.zeros_like(response))
+        masks = covered(offsets, rendered.response, rendered.left_out)
+        return Tokens(ids, *masks, np.zeros_like(masks[0]))
 
     def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
         """Cut to the window: the prompt gives way first, from its beginning.
@@ -287,7 +272,7 @@ class ConversationEncoder:
         Images are never cut, nor is anything in front of one: then it is the end that gives way.
         """
         ids, response, image = tokens.ids, tokens.response, tokens.image
-        left_out = tokens.left_out
+        left_out, own = tokens.left_out, self._encoding.vocabulary
         window = self._encoding.max_length
         truncated = len(ids) > window
         inputs = dict(tokens.inputs)
@@ -301,7 +286,6 @@ class ConversationEncoder:
             ids, response, image = ids[kept], response[kept], image[kept]
             left_out = left_out[kept]
             inputs |= {name: inputs[name][:, kept] for name in TOKEN_ALIGNED & inputs.keys()}
-        own = self._encoding.vocabulary
         # A placeholder of an image is replaced before it is looked up.
         if own is not None and (ids[~image] >= own).any():
             return SkippedRow("token_without_embedding", truncated)

@@ -35,6 +35,21 @@ class TurnsNotFoundError(Exception):
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation.
+
+    Attributes:
+        text: what the template wrote.
+        response: places of the assistant's turns.
+        left_out: places of those that training leaves out.
+    """
+
+    text: str
+    response: list[Span]
+    left_out: list[Span]
+
+
+@dataclass(frozen=True)
 class Template:
     """A chat template.
 

@@ -19,7 +19,6 @@ from forvalue_dagster.data.chat import (
     TOKEN_ALIGNED,
     ConversationEncoder,
     Encoding,
-    Rendered,
     SkippedRow,
     Tokens,
     covered,
@@ -28,6 +27,7 @@ from forvalue_dagster.data.images import PictureError, decode_picture, image_dig
 from forvalue_dagster.data.prepared_images import CONTENT, PreparedImages, stand_in
 from forvalue_dagster.data.rows import Message, message_images
 from forvalue_dagster.data.templates import evaluate
+from forvalue_dagster.data.turns import Rendered
 from forvalue_dagster.data.ways_to_write import in_parts
 
 # For processors without a chat template, as `chat.PLAIN_TEMPLATE`.

@@ -19,7 +19,8 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from forvalue_dagster.data.chat import ConversationEncoder, Encoding, Rendered
+from forvalue_dagster.data.chat import ConversationEncoder, Encoding
+from forvalue_dagster.data.turns import Rendered
 from tests.data.test_turns import answer, result, user
 from tests.tiny import byte_tokenizer
 
