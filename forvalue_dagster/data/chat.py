@@ -263,8 +263,8 @@ class ConversationEncoder:
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         flat = chain.from_iterable(encoded["offset_mapping"])
         offsets = np.fromiter(flat, np.int64).reshape(-1, 2)
-        masks = covered(offsets, rendered.response, rendered.left_out)
-        return Tokens(ids, *masks, np.zeros_like(masks[0]))
+        response, left_out = covered(offsets, rendered.response, rendered.left_out)
+        return Tokens(ids, response, left_out, np.zeros_like(response))
 
     def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
         """Cut to the window: the prompt gives way first, from its beginning.
