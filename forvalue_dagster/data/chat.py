@@ -1,53 +1,27 @@
-"""Conversations to tokens: chat template, response mask, truncation.
-
-Which characters of the rendered conversation are the assistant's cannot be read off the text,
-and few templates mark it. So each assistant turn is located by rendering: what precedes it is the
-conversation up to the turn with a generation prompt; what follows it is found by rendering the
-whole conversation once more with the turn's content replaced by a marker. This also holds for
-templates that rewrite earlier turns (dropping their reasoning, say).
-"""
+"""Conversations to tokens: chat template, response mask, truncation."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
+from forvalue_dagster.data import templates
 from forvalue_dagster.data.rows import Message, message_images, message_text
+from forvalue_dagster.data.templates import TemplateRefusalError
+from forvalue_dagster.data.turns import Rendered, Span, Template, Turns, TurnsNotFoundError
+from forvalue_dagster.data.ways_to_write import call_arguments, ways_to_write
 
-# For models without a chat template: turns one after another, each answer ended.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
-    "{% endfor %}"
-)
 # Inputs beside the tokens with a place for each token: [1, T, …].
 TOKEN_ALIGNED = frozenset({"token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
-_MARKER = "\ue000forvalue\ue001"  # private-use characters, so in no text
-
-# Reasons for which a row leaves unscored, and what they mean.
-SKIP_REASONS: dict[str, str] = {
-    "unreadable": "the row could not be read as a conversation; `problem` of the raw row says why",
-    "no_response": "no assistant turn with any text",
-    "labelled_bad": "the row's label says that its answer is a bad one (KTO)",
-    "text_without_response": "text alone has no response; score all tokens, or name its marker",
-    "response_truncated": "no response token lies inside the model's window",
-    "template_refused": "the chat template rejects the order of roles or a field",
-    "template_unaligned": "the assistant's turns cannot be located in the rendered text",
-    "image_without_vision": "the row has an image and the model reads none",
-    "image_missing": "an image's file is not there",
-    "image_unreadable": "an image is damaged, without pixels, or of a format that is not read",
-    "image_too_large": "an image has more pixels than Pillow's limit",
-    "image_refused": "the processor rejects an image, or there are image tokens without an image",
-    "image_truncated": "the model's window would cut an image off",
-    "non_finite": "the model's output is not finite",
-    "out_of_memory": "the row does not fit in memory even alone",
-}
 
 
 @dataclass(frozen=True)
@@ -57,12 +31,17 @@ class Encoding:
     Attributes:
         tokens: score the "response" (every assistant turn, end-of-turn token included) or "all".
         max_length: the window, in tokens.
-        chat_template: a Jinja template; "plain" for `PLAIN_TEMPLATE`; None for the tokenizer's.
+        chat_template: a Jinja template, the path of one, or the name of one of the tokenizer's;
+            "plain" for `templates.PLAIN_TEMPLATE`; None for the tokenizer's.
+        template_date: the day (ISO) that a template writes which asks for today's date.
+        vocabulary: how many tokens the model has; None to trust the tokenizer.
     """
 
     tokens: Literal["response", "all"] = "response"
     max_length: int = 2048
     chat_template: str | None = None
+    template_date: str = templates.TEMPLATE_DATE
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -70,6 +49,13 @@ class Encoding:
             raise ValueError(f"tokens {self.tokens!r} is unknown; expected 'response' or 'all'.")
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2; got {self.max_length}.")
+        try:
+            date.fromisoformat(self.template_date)
+        except ValueError as error:
+            raise ValueError(
+                f"template_date is {self.template_date!r}; expected a day such as "
+                f"{templates.TEMPLATE_DATE}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -115,12 +101,14 @@ class Tokens:
     Attributes:
         ids: [T], int64.
         response: [T], bool: part of a response.
+        left_out: [T], bool: part of a response that training leaves out.
         image: [T], bool: stands for an image, so never a label.
         inputs: as of `EncodedRow`.
     """
 
     ids: NDArray[np.int64]
     response: NDArray[np.bool_]
+    left_out: NDArray[np.bool_]
     image: NDArray[np.bool_]
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -151,18 +139,28 @@ class ConversationEncoder:
                 f"{type(tokenizer).__name__} does not report the place of its tokens; expected a "
                 "fast tokenizer (a directory with tokenizer.json)."
             )
-        template = encoding.chat_template or chat_template or tokenizer.chat_template
-        if template is None:
-            raise ValueError(
-                "The tokenizer has no chat template; give one as chat_template, or 'plain' to "
-                "join the turns by newlines and end each answer with the end-of-text token."
-            )
+        own = tokenizer.chat_template if chat_template is None else chat_template
         self._tokenizer = tokenizer
         self._encoding = encoding
-        self._template = PLAIN_TEMPLATE if template == "plain" else template
-        self._special_ids = {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        } | set(tokenizer.all_special_ids)
+        self._plain = encoding.chat_template == templates.PLAIN
+        self._templates = {
+            name: templates.with_fixed_date(text, encoding.template_date)
+            for name, text in templates.chosen_templates(encoding.chat_template, own).items()
+        }
+        self._known: dict[str, Template] = {}
+        special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        words = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        # Without any, a pattern that matches nothing.
+        self._end_token = re.compile(rf"\s*(?:{'|'.join(map(re.escape, words)) or '(?!)'})")
+
+    def refuse_broken_template(self) -> None:
+        """Raise if a template does not work with any conversation.
+
+        Raises:
+            ValueError: with the template engine's message.
+        """
+        for template in self._templates.values():
+            templates.refuse_broken(partial(self._render, template, tools=None, prompt=False))
 
     def encode(
         self, messages: str, tools: str | None = None, images: Sequence[bytes | None] | None = None
@@ -180,23 +178,15 @@ class ConversationEncoder:
         if conversation[0].get("rendered"):
             return self._encode_text(conversation)
         definitions = json.loads(tools) if tools else None
-        if not any(_speaks(message) for message in conversation):
+        if not any(_speaks(message) and _trained(message) for message in conversation):
             return SkippedRow("no_response")
         pictures = self._pictures(conversation, images or ())
         if isinstance(pictures, SkippedRow):
             return pictures
-        try:
-            text = self._render(conversation, definitions)
-            spans = [
-                self._turn_span(text, conversation, definitions, index)
-                for index, message in enumerate(conversation)
-                if _speaks(message)
-            ]
-        except (TemplateError, TypeError):
-            return SkippedRow("template_refused")
-        if any(span is None for span in spans):
-            return SkippedRow("template_unaligned")
-        tokens = self._tokenise(text, [span for span in spans if span is not None], pictures)
+        rendered = self._rendered(conversation, definitions)
+        if isinstance(rendered, SkippedRow):
+            return rendered
+        tokens = self._tokenise(rendered, pictures)
         return tokens if isinstance(tokens, SkippedRow) else self._window(tokens)
 
     def _encode_text(self, parts: Sequence[Message]) -> EncodedRow | SkippedRow:
@@ -214,8 +204,10 @@ class ConversationEncoder:
             return_offsets_mapping=True,
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        response = self._response(text, ids, encoded["offset_mapping"], [(start, len(text))])
-        return self._window(Tokens(ids, response, np.zeros_like(response)))
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        (response,) = covered(offsets, [(start, len(text))])
+        none = np.zeros_like(response)
+        return self._window(Tokens(ids, response, none, none))
 
     def _pictures(
         self, conversation: Sequence[Message], images: Sequence[bytes | None]
@@ -225,88 +217,78 @@ class ConversationEncoder:
             return SkippedRow("image_without_vision")
         return ()
 
-    def _render(
-        self, conversation: Sequence[Message], tools: Any, *, generation_prompt: bool = False
-    ) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            conversation,
-            tools=tools,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
-        return rendered
-
-    def _turn_span(
-        self, text: str, conversation: list[Message], tools: Any, index: int
-    ) -> tuple[int, int] | None:
-        """Return where the turn's content lies in `text`, without its end-of-turn token."""
-        marked = list(conversation)
-        marked[index] = {"role": "assistant", "content": _MARKER}
-        before, found, after = self._render(marked, tools).partition(_MARKER)
-        if not found or _MARKER in after or not text.endswith(after):
-            return None
-        end = len(text) - len(after)
-        # A template may open the answer differently in a prompt (forced reasoning, for example)
-        # than in a finished conversation; then what both have in common is the prompt.
-        start = _common_prefix(text, before)
-        if index > 0:
+    def _rendered(self, conversation: Sequence[Message], tools: Any) -> Rendered | SkippedRow:
+        """Render a conversation in the first of the ways to write it that the template takes."""
+        if tools is not None and not _are_objects(tools):
+            return SkippedRow("template_refused")
+        reason = None
+        for messages in ways_to_write([_without_flag(message) for message in conversation]):
             try:
-                prompt = self._render(conversation[:index], tools, generation_prompt=True)
-            except TemplateError:
-                prompt = ""
-            if prompt and text.startswith(prompt):
-                start = len(prompt)
-        return (start, end) if start <= end else None
+                found = self._located(messages, conversation, tools)
+            except TemplateRefusalError:
+                reason = reason or "template_refused"
+            except TurnsNotFoundError as error:
+                reason = reason or error.reason
+            else:
+                return found if found.response else SkippedRow("no_response")
+        return SkippedRow(reason or "template_refused")
 
-    def _tokenise(
-        self, text: str, spans: Sequence[tuple[int, int]], pictures: Sequence[Any]
-    ) -> Tokens | SkippedRow:
+    def _located(
+        self, messages: Sequence[Message], flagged: Sequence[Message], tools: Any
+    ) -> Rendered:
+        turns = Turns(self._template(tools), messages, tools)
+        response: list[Span] = []
+        left_out: list[Span] = []
+        for index, message in enumerate(flagged):
+            if _speaks(message) and _trained(message):
+                response += turns.spans(index)
+            elif _speaks(message) and self._encoding.tokens == "all":
+                left_out += turns.spans(index)
+        written = "".join(turns.text[start:end] for start, end in response)
+        if any(str(arguments) in written for arguments in call_arguments(messages)):
+            # Python's way to write them: the template expects JSON text.
+            raise TurnsNotFoundError("template_refused")
+        return Rendered(turns.text, response, left_out)
+
+    def _template(self, tools: Any) -> Template:
+        # As transformers chooses.
+        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        if name not in self._known:
+            text = self._templates[name]
+            generated = None
+            if templates.marks_generation(text):
+                generated = partial(self._render, templates.with_generation_marked(text))
+            render = partial(self._render, text)
+            self._known[name] = Template(render, generated, self._end_token)
+        return self._known[name]
+
+    def _render(self, template: str, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
+        """Render messages, with a generation prompt behind them or without.
+
+        Raises:
+            TemplateRefusalError: if the template refuses.
+        """
+        render = partial(
+            self._tokenizer.apply_chat_template,
+            list(messages),
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
+        return templates.evaluate(render)
+
+    def _tokenise(self, rendered: Rendered, pictures: Sequence[Any]) -> Tokens | SkippedRow:
         # A chat template writes the special tokens itself; the plain one leaves the first to
         # the tokenizer.
-        plain = self._template is PLAIN_TEMPLATE
-        encoded = self._tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
+        encoded = self._tokenizer(
+            rendered.text, add_special_tokens=self._plain, return_offsets_mapping=True
+        )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        response = self._response(text, ids, encoded["offset_mapping"], spans)
-        return Tokens(ids, response, np.zeros_like(response))
-
-    def _response(
-        self,
-        text: str,
-        ids: NDArray[np.int64],
-        offset_mapping: Any,
-        spans: Sequence[tuple[int, int]],
-    ) -> NDArray[np.bool_]:
-        """Return whether each token is part of a response: of its text, or of its end."""
-        offsets = np.asarray(offset_mapping, dtype=np.int64).reshape(-1, 2)
-        # Some tokenizers trim leading space off a token's place: it begins where the last ended.
-        previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
-        starts = np.minimum(offsets[:, 0], previous_end)
-        ends = offsets[:, 1]
-        response = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in spans:
-            response |= (starts < end) & (ends > start)
-            response |= self._end_of_turn(text, ids, starts, ends, end)
-        return response
-
-    def _end_of_turn(
-        self,
-        text: str,
-        ids: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        content_end: int,
-    ) -> NDArray[np.bool_]:
-        """Mark the special token that ends a turn, and white space between content and it."""
-        mark = np.zeros(len(ids), dtype=np.bool_)
-        first = int(np.searchsorted(starts, content_end))
-        for position in range(first, len(ids)):
-            if int(ids[position]) in self._special_ids:
-                mark[first : position + 1] = True
-                break
-            if text[starts[position] : ends[position]].strip():
-                break
-        return mark
+        flat = chain.from_iterable(encoded["offset_mapping"])
+        offsets = np.fromiter(flat, np.int64).reshape(-1, 2)
+        response, left_out = covered(offsets, rendered.response, rendered.left_out)
+        return Tokens(ids, response, left_out, np.zeros_like(response))
 
     def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
         """Cut to the window: the prompt gives way first, from its beginning.
@@ -314,6 +296,7 @@ class ConversationEncoder:
         Images are never cut, nor is anything in front of one: then it is the end that gives way.
         """
         ids, response, image = tokens.ids, tokens.response, tokens.image
+        left_out, own = tokens.left_out, self._encoding.vocabulary
         window = self._encoding.max_length
         truncated = len(ids) > window
         inputs = dict(tokens.inputs)
@@ -325,21 +308,53 @@ class ConversationEncoder:
             if image[kept].sum() != image.sum():
                 return SkippedRow("image_truncated", truncated)
             ids, response, image = ids[kept], response[kept], image[kept]
+            left_out = left_out[kept]
             inputs |= {name: inputs[name][:, kept] for name in TOKEN_ALIGNED & inputs.keys()}
-        scored = response if self._encoding.tokens == "response" else np.ones_like(response)
+        # A placeholder of an image is replaced before it is looked up.
+        if own is not None and (ids[~image] >= own).any():
+            return SkippedRow("token_without_embedding", truncated)
+        scored = response if self._encoding.tokens == "response" else ~left_out
         mask = np.concatenate([(scored & ~image)[1:], [False]])
         if not mask.any() or not response[1:].any():
             return SkippedRow("response_truncated", truncated)
         return EncodedRow(ids, mask, truncated, int(response.argmax()), inputs)
 
 
-def _common_prefix(text: str, other: str) -> int:
-    """Return how many characters two texts share from their beginning."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
+def covered(offsets: NDArray[np.int64], *kinds: Sequence[Span]) -> list[NDArray[np.bool_]]:
+    """Return, for each kind of spans, whether each token has a part in any of them.
+
+    Args:
+        offsets: [T, 2], where each token lies in the text.
+        kinds: places in the text.
+    """
+    # Some tokenizers trim leading space off a token's place: it begins where the last ended.
+    previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
+    starts = np.minimum(offsets[:, 0], previous_end)
+    found = []
+    for spans in kinds:
+        tokens = np.zeros(len(offsets), dtype=np.bool_)
+        for start, end in spans:
+            tokens |= (starts < end) & (offsets[:, 1] > start)
+        found.append(tokens)
+    return found
+
+
+def _are_objects(tools: Any) -> bool:
+    return isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+
+
+def _trained(message: Message) -> bool:
+    return message.get("train") is not False
+
+
+def _without_flag(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "train"}
 
 
 def _speaks(message: Message) -> bool:
+    reasoning = message.get("reasoning_content")
     return message["role"] == "assistant" and bool(
-        message_text(message).strip() or message.get("tool_calls")
+        message_text(message).strip()
+        or message.get("tool_calls")
+        or (isinstance(reasoning, str) and reasoning.strip())
     )

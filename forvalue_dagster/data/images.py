@@ -32,7 +32,7 @@ class PictureError(ValueError):
     """The bytes hold no usable picture.
 
     Attributes:
-        reason: a key of `data.chat.SKIP_REASONS`.
+        reason: a key of `data.skip_reasons.SKIP_REASONS`.
     """
 
     def __init__(self, reason: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,14 @@ from forvalue_dagster.data.chat import (
     Encoding,
     SkippedRow,
     Tokens,
+    covered,
 )
 from forvalue_dagster.data.images import PictureError, decode_picture, image_digest
 from forvalue_dagster.data.prepared_images import CONTENT, PreparedImages, stand_in
 from forvalue_dagster.data.rows import Message, message_images
+from forvalue_dagster.data.templates import evaluate
+from forvalue_dagster.data.turns import Rendered
+from forvalue_dagster.data.ways_to_write import in_parts
 
 # For processors without a chat template, as `chat.PLAIN_TEMPLATE`.
 _PLAIN_TEMPLATE = (
@@ -57,8 +62,9 @@ class VisionEncoder(ConversationEncoder):
 
     def __init__(self, processor: Any, encoding: Encoding, remembered_images: int = 0) -> None:
         super().__init__(processor.tokenizer, encoding, processor.chat_template)
-        if encoding.chat_template == "plain":
-            self._template = _PLAIN_TEMPLATE.replace("<image token>", processor.image_token)
+        if self._plain:
+            plain = _PLAIN_TEMPLATE.replace("<image token>", processor.image_token)
+            self._templates = {"default": plain}
         self._processor = processor
         kinds = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
         self._image_ids = [token for kind in kinds for token in kind if token is not None]
@@ -95,20 +101,18 @@ class VisionEncoder(ConversationEncoder):
             picture.info[CONTENT] = name
         return pictures
 
-    def _render(
-        self, conversation: Sequence[Message], tools: Any, *, generation_prompt: bool = False
-    ) -> str:
-        rendered: str = self._processor.apply_chat_template(
-            [_in_parts(message) for message in conversation],
+    def _render(self, template: str, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
+        render = partial(
+            self._processor.apply_chat_template,
+            list(map(in_parts, messages)),
             tools=tools,
-            chat_template=self._template,
-            add_generation_prompt=generation_prompt,
+            chat_template=template,
+            add_generation_prompt=prompt,
         )
-        return rendered
+        return evaluate(render)
 
-    def _tokenise(
-        self, text: str, spans: Sequence[tuple[int, int]], pictures: Sequence[Any]
-    ) -> Tokens | SkippedRow:
+    def _tokenise(self, rendered: Rendered, pictures: Sequence[Any]) -> Tokens | SkippedRow:
+        text = rendered.text
         try:
             encoded = self._processed(text, pictures)
         except ValueError:
@@ -128,9 +132,12 @@ class VisionEncoder(ConversationEncoder):
         for entry in replaced:
             start, end = entry["new_span"]
             image |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
-        moved = [(_moved(start, replaced), _moved(end, replaced)) for start, end in spans]
-        response = self._response(expanded, ids, offsets, moved)
-        return Tokens(ids, response & ~image, image, self._inputs(encoded, ids))
+        moved = (
+            [(_moved(start, replaced), _moved(end, replaced)) for start, end in spans]
+            for spans in (rendered.response, rendered.left_out)
+        )
+        response, left_out = covered(offsets, *moved)
+        return Tokens(ids, response & ~image, left_out, image, self._inputs(encoded, ids))
 
     def _inputs(self, encoded: dict[str, Any], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return the model's inputs; a row without images has token types as others have."""
@@ -158,14 +165,6 @@ def _blank_picture() -> Any:
     from PIL import Image
 
     return Image.new("RGB", _PROBE_SIZE, (127, 127, 127))
-
-
-def _in_parts(message: Message) -> Message:
-    """Return a message with its content as parts: templates of vision models expect them."""
-    content = message["content"]
-    if isinstance(content, str):
-        return message | {"content": [{"type": "text", "text": content}]}
-    return message
 
 
 def _expanded(text: str, replaced: Sequence[dict[str, Any]]) -> str:

@@ -6,11 +6,14 @@ import json
 from hashlib import sha256
 from typing import Any
 
+from forvalue_dagster.data.templates import asks_for_date, says_more_than_text
 from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 
 # Raised when the meaning of stored features changes.
 FEATURES_VERSION = 2
+# Raised when it changes which tokens of calls, or of a template's own blocks, are the response.
+MASK_VERSION = 2
 
 
 class FingerprintMismatchError(ValueError):
@@ -34,6 +37,10 @@ def fingerprint(loaded: LoadedModel, options: ValuationOptions) -> str:
         "top_errors": options.features.top_errors,
         "hidden": options.features.hidden,
     }
+    if asks_for_date(str(template)):
+        parts["template date"] = loaded.template_date
+    if says_more_than_text(str(template)):
+        parts["response mask"] = MASK_VERSION
     if loaded.fingerprint.processor is not None:
         parts["processor"] = loaded.fingerprint.processor
     return json.dumps(parts, sort_keys=True)

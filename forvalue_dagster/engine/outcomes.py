@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from forvalue_dagster.data.skip_reasons import counted
 from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.engine.forward import PassedRows, Unscored
 from forvalue_dagster.valuation.profile import ValueDirection
@@ -102,6 +103,20 @@ def refuse_broken_outcome(table: pl.DataFrame) -> pl.DataFrame:
     scored = table.filter(pl.col("status") == "scored").height
     refuse_broken_model(scored, table.filter(pl.col("reason") == "non_finite").height)
     return table
+
+
+def refuse_unused_groups(table: pl.DataFrame) -> None:
+    """Raise if no row of a validation group could be used.
+
+    Raises:
+        ValueError: saying how many rows were skipped for each reason.
+    """
+    for (group,), rows in table.group_by("group", maintain_order=True):
+        if not (rows["status"] == "scored").any():
+            raise ValueError(
+                f"No validation row of group {group!r} could be used; each needs at least one "
+                f"row with a finite, non-empty response. Skipped: {counted(rows['reason'])}."
+            )
 
 
 def value_columns(direction: ValueDirection) -> dict[str, pl.DataType]:

@@ -24,6 +24,7 @@ from forvalue_dagster.engine.outcomes import (
     Outcomes,
     Progress,
     refuse_broken_outcome,
+    refuse_unused_groups,
     told,
     value_columns,
     value_records,
@@ -92,11 +93,12 @@ def build_profile(
         results = [{} if ok else None for ok in usable]
         outcome.add(passed.rows, passed.truncated, passed.lengths, results)
         prompts.append(passed.result.prompts.float().double().cpu()[torch.tensor(usable)])
-    table = refuse_broken_outcome(outcome.frame({}))
+    table = refuse_broken_outcome(outcome.frame({})).with_columns(frame["group"])
+    refuse_unused_groups(table)
     profile = builder.build()
     profile = replace(profile, prompts=fit_prompt_space(torch.cat(prompts).numpy()))
     profile = with_probe(loaded, frame, groups, profile, options)
-    return profile, table.with_columns(frame["group"])
+    return profile, table
 
 
 def score_rows(

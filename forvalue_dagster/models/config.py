@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from forvalue_dagster.data.templates import TEMPLATE_DATE
+
 EMBEDDED = "embedded"
 # A device that is several.
 SPREAD = "balanced"
@@ -27,7 +29,10 @@ class ModelConfig:
         attn_implementation: transformers' attention ("sdpa", "eager", "flash_attention_2", …); by
             default the model's own choice, "sdpa" where it has it.
         max_length: window in tokens; by default the model's own, at most 4,096.
-        chat_template: a Jinja template, or "plain"; by default the tokenizer's.
+        chat_template: a Jinja template, the path of one, the name of one of the tokenizer's, or
+            "plain"; by default the tokenizer's.
+        template_date: the day (ISO) that a template writes which asks for today's date, so that
+            values do not change overnight.
         local_files_only: never ask a hub.
         trust_remote_code: run Python that comes with the model. Only for sources you trust.
     """
@@ -41,5 +46,6 @@ class ModelConfig:
     attn_implementation: str | None = None
     max_length: int | None = None
     chat_template: str | None = None
+    template_date: str = TEMPLATE_DATE
     local_files_only: bool = False
     trust_remote_code: bool = False

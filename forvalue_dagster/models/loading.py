@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,25 +20,16 @@ from transformers import (
 )
 
 from forvalue_dagster.data.chat import ConversationEncoder, Encoding
+from forvalue_dagster.data.templates import PLAIN, TEMPLATE_DATE, chosen_templates
 from forvalue_dagster.data.vision import VisionEncoder
+from forvalue_dagster.models.adapters import with_adapter
 from forvalue_dagster.models.config import EMBEDDED, SPREAD, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
-from forvalue_dagster.models.fingerprint import (
-    ModelFingerprint,
-    fingerprint_model,
-    fingerprint_tensors,
-)
-from forvalue_dagster.valuation.unembedding import (
-    Unembedding,
-    output_head,
-    verified_unembedding,
-)
+from forvalue_dagster.models.errors import ModelLoadError
+from forvalue_dagster.models.fingerprint import ModelFingerprint, fingerprint_model
+from forvalue_dagster.valuation.unembedding import Unembedding, verified_unembedding
 
 LONGEST_DEFAULT_WINDOW = 4096
-
-
-class ModelLoadError(RuntimeError):
-    """A model, tokenizer or adapter cannot be loaded; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,8 @@ class LoadedModel:
         tokenizer: its tokenizer.
         unembedding: W, b and f, verified against the model's own logits.
         max_length: the window, in tokens.
-        chat_template: what the configuration asked for.
+        chat_template: what the configuration asked for: the text of a template, or "plain".
+        template_date: the day that a template writes which asks for today's.
         adapter: hash of the adapter that was merged into the model, or None.
         processor: of images and text, for a vision-language model.
     """
@@ -63,6 +54,7 @@ class LoadedModel:
     chat_template: str | None = None
     adapter: str | None = None
     processor: Any = None
+    template_date: str = TEMPLATE_DATE
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +70,11 @@ class LoadedModel:
         self, tokens: Literal["response", "all"], remembered_images: int = 0
     ) -> ConversationEncoder:
         """Return what turns canonical rows into the model's input (`data.chat`, `data.vision`)."""
-        encoding = Encoding(tokens, self.max_length, self.chat_template)
+        known = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        vocabulary = min(known, self.unembedding.vocabulary_size)
+        encoding = Encoding(
+            tokens, self.max_length, self.chat_template, self.template_date, vocabulary
+        )
         return make_encoder(self.processor or self.tokenizer, encoding, remembered_images)
 
 
@@ -102,8 +98,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
     model, processor = load_base(config)
     adapter = None
     if config.adapter is not None:
-        model, adapter = _merge_adapter(model, config)
-    loaded = prepare_model(model, processor, config.max_length, config.chat_template)
+        model, processor, adapter = with_adapter(model, processor, config)
+    loaded = prepare_model(
+        model, processor, config.max_length, config.chat_template, config.template_date
+    )
     return replace(loaded, adapter=adapter)
 
 
@@ -180,6 +178,7 @@ def prepare_model(
     processor: Any,
     max_length: int | None = None,
     chat_template: str | None = None,
+    template_date: str = TEMPLATE_DATE,
 ) -> LoadedModel:
     """Make a model that is in memory ready for the pass, and verify its unembedding.
 
@@ -187,8 +186,14 @@ def prepare_model(
         model: a transformers causal language model or vision-language model, on its device.
         processor: its tokenizer, or its processor of images and text.
         max_length: window in tokens; by default the model's own, at most 4,096.
-        chat_template: a Jinja template, or "plain"; by default the tokenizer's.
+        chat_template: a Jinja template, the path of one, the name of one of the tokenizer's, or
+            "plain"; by default the tokenizer's.
+        template_date: the day (ISO) that a template writes which asks for today's date.
+
+    Raises:
+        ModelLoadError: if the template is unknown or broken, or the window longer than the model's.
     """
+    template = resolve_template(processor, chat_template, template_date)
     model.eval().requires_grad_(False)
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     probe = torch.arange(min(embeddings.num_embeddings, 8), device=embeddings.weight.device)[None]
@@ -200,7 +205,41 @@ def prepare_model(
         tokenizer, images = processor.tokenizer, processor
     else:
         tokenizer, images = processor, None
-    return LoadedModel(model, tokenizer, unembedding, window, chat_template, processor=images)
+    return LoadedModel(
+        model,
+        tokenizer,
+        unembedding,
+        window,
+        template,
+        processor=images,
+        template_date=template_date,
+    )
+
+
+def resolve_template(processor: Any, asked: str | None, day: str = TEMPLATE_DATE) -> str | None:
+    """Return the text of the chat template that a configuration asks for.
+
+    Returns:
+        The text, "plain", or None for the tokenizer's own.
+
+    Raises:
+        ModelLoadError: if it is unknown, or if it, or the tokenizer's own, is broken.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    own = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    if asked is None and own is None:
+        # Said when rows are to be encoded: a model may be loaded for something else.
+        return None
+    try:
+        # A window of any length: nothing is encoded.
+        make_encoder(
+            processor, Encoding(chat_template=asked, template_date=day)
+        ).refuse_broken_template()
+        if asked in (None, PLAIN):
+            return asked
+        return chosen_templates(asked, own)["default"]
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
 
 
 def window_of(model: nn.Module, max_length: int | None) -> int:
@@ -229,42 +268,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _merge_adapter(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, str]:
-    """Put a PEFT adapter on the model and merge it, so that the head is a plain layer again.
-
-    Returns:
-        The merged model, and the hash of the adapter's tensors.
-    """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-
-    adapter = str(config.adapter)
-    try:
-        kind = PeftConfig.from_pretrained(adapter, local_files_only=config.local_files_only)
-        if kind.is_prompt_learning:
-            raise ValueError(f"{kind.peft_type} prepends virtual tokens, which cannot be merged")
-        # Merging into a head that shares the input embedding's weight would change the input too.
-        _untie_head(model)
-        adapted = PeftModel.from_pretrained(
-            model, adapter, local_files_only=config.local_files_only
-        )
-        digest = fingerprint_tensors(
-            # Embeddings, if it has any, are in the merged weights; looking for them asks the hub.
-            get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        )
-        merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError) as error:
-        exists = "exists" if Path(adapter).exists() else "is no local directory"
-        raise ModelLoadError(
-            f"Adapter {adapter!r} ({exists}) cannot be put on {config.name!r}: {error}. Expected "
-            "a PEFT adapter with adapter_config.json and safetensors weights."
-        ) from error
-    return merged, digest
-
-
-def _untie_head(model: nn.Module) -> None:
-    head = output_head(model)
-    if head.weight is model.get_input_embeddings().weight:  # type: ignore[operator]
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]

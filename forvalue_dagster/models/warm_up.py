@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, Encoding
+from forvalue_dagster.data.chat import (
+    ConversationEncoder,
+    EncodedRow,
+    Encoding,
+    SkippedRow,
+)
+from forvalue_dagster.data.skip_reasons import counted
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.warm_up_config import WarmUp, WarmUpError
 
@@ -47,7 +53,7 @@ def train_adapter(
         WarmUpError: if no row can be trained on, the loss or the adapter is not finite, or the
             model has an adapter already.
     """
-    from forvalue_dagster.models.loading import load_base, make_encoder, window_of
+    from forvalue_dagster.models.loading import load_base, make_encoder, resolve_template, window_of
     from forvalue_dagster.models.training_loop import new_adapter, train_on
 
     if config.adapter is not None:
@@ -60,11 +66,14 @@ def train_adapter(
     if not target.exists():
         model, processor = load_base(config)
         window = window_of(model, config.max_length)
-        encoding = Encoding(tokens, window, config.chat_template)  # type: ignore[arg-type]
+        template = resolve_template(processor, config.chat_template, config.template_date)
+        encoding = Encoding(tokens, window, template, config.template_date)  # type: ignore[arg-type]
         encoder = make_encoder(processor, encoding)
-        encoded = _encode(encoder, rows)
+        encoded, skipped = _encode(encoder, rows)
         if not encoded:
-            raise WarmUpError(f"None of the {len(rows)} rows has tokens to train on.")
+            raise WarmUpError(
+                f"None of the {len(rows)} rows has tokens to train on. Skipped: {counted(skipped)}."
+            )
         chosen = _draw(encoded, warm_up)
         adapted = new_adapter(model, warm_up)
         chosen_rows = [encoded[index] for index in chosen]
@@ -80,14 +89,19 @@ def train_adapter(
     return target, used
 
 
-def _encode(encoder: ConversationEncoder, rows: pl.DataFrame) -> dict[int, EncodedRow]:
-    encoded = {}
+def _encode(
+    encoder: ConversationEncoder, rows: pl.DataFrame
+) -> tuple[dict[int, EncodedRow], list[str]]:
+    """Return the rows that can be trained on, and why each other one is skipped."""
+    encoded, skipped = {}, []
     columns = rows.select("messages", "tools", "images", "problem").iter_rows()
     for index, (messages, tools, images, problem) in enumerate(columns):
-        row = None if problem else encoder.encode(messages, tools, images)
+        row = SkippedRow("unreadable") if problem else encoder.encode(messages, tools, images)
         if isinstance(row, EncodedRow):
             encoded[index] = row
-    return encoded
+        else:
+            skipped.append(row.reason)
+    return encoded, skipped
 
 
 def _draw(encoded: dict[int, EncodedRow], warm_up: WarmUp) -> list[int]:

@@ -173,8 +173,13 @@ def test_a_group_may_not_take_the_name_of_another_column(loaded) -> None:
 
 
 def test_validation_without_a_usable_row(loaded) -> None:
-    with pytest.raises(ValueError, match="No validation row of group 'all' could be used"):
-        fv.value_dataset(TRAIN, [{"prompt": "a", "response": ""}], model=loaded)
+    """Why not is counted."""
+    rows = [{"prompt": "a", "response": ""}] * 2
+    with pytest.raises(
+        ValueError,
+        match=r"No validation row of group 'all' could be used.*: 2 × no_response \(no as",
+    ):
+        fv.value_dataset(TRAIN, rows, model=loaded)
 
 
 def test_progress_counts_every_row(loaded) -> None:

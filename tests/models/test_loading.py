@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 
 import forvalue_dagster as fv
+from forvalue_dagster.engine.fingerprint import fingerprint
+from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import ModelLoadError, load_model
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import CHATML, byte_tokenizer, tiny_model
 
 IDS = torch.arange(3, 20)[None]
 
@@ -58,8 +63,6 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_remote_code_does_not_run_unasked(directory: Path) -> None:
     """A model directory may name Python of its own; it is not imported."""
-    import json
-
     config = json.loads((directory / "config.json").read_text())
     config["model_type"] = "homemade"
     config["auto_map"] = {
@@ -146,3 +149,131 @@ def test_a_model_spread_by_accelerate_values_alike(directory: Path) -> None:
         for device in ("cpu", "balanced")
     ]
     assert values[0].equals(values[1])
+
+
+def test_a_template_is_tried_when_the_model_is_loaded(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("X" + CHATML)
+    by_path = load_model(ModelConfig(str(directory), chat_template=str(tmp_path / "chat.jinja")))
+    by_text = load_model(ModelConfig(str(directory), chat_template="X" + CHATML))
+    options = ValuationOptions()
+    assert by_path.chat_template == "X" + CHATML
+    assert fingerprint(by_path, options) == fingerprint(by_text, options)
+    with pytest.raises(ModelLoadError, match="'chatml' is neither a Jinja template nor a file"):
+        load_model(ModelConfig(str(directory), chat_template="chatml"))
+    with pytest.raises(ModelLoadError, match="does not work: TemplateSyntaxError: unexpected end"):
+        load_model(ModelConfig(str(directory), chat_template="{{ messages"))
+    with pytest.raises(ModelLoadError, match="template_date is 'today'"):
+        load_model(ModelConfig(str(directory), template_date="today"))
+
+
+def test_the_day_decides_values_only_where_it_is_written(directory: Path) -> None:
+    """And a template without calls, blocks or a date has the fingerprint that it always had."""
+    options = ValuationOptions()
+    dated = "{{ strftime_now('%d %b') }}" + CHATML
+    for template, differs in ((CHATML, False), (dated, True)):
+        days = [
+            json.loads(
+                fingerprint(
+                    load_model(
+                        ModelConfig(str(directory), chat_template=template, template_date=d)
+                    ),
+                    options,
+                )
+            )
+            for d in ("2024-07-26", "2026-11-28")
+        ]
+        assert (days[0] != days[1]) == differs
+        assert ("template date" in days[0]) == differs
+        assert "response mask" not in days[0]
+    for more in ("{{ messages[0].tool_calls }}", "{% generation %}{% endgeneration %}"):
+        loaded = load_model(ModelConfig(str(directory), chat_template=more + CHATML))
+        assert json.loads(fingerprint(loaded, options))["response mask"] == 2
+
+
+def tokens_added(tokenizer: Any) -> Any:
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["<|call|>", "<|result|>"], special_tokens=True)
+    larger.chat_template = "A" + CHATML
+    return larger
+
+
+def adapt_resized(directory: Path, target: Path, **options: Any) -> torch.nn.Module:
+    """Save an adapter of a model with added tokens; return the adapted model, unmerged."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokens_added(byte_tokenizer())
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer))
+    config = peft.LoraConfig(
+        r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False, **options
+    )
+    adapted = peft.get_peft_model(model, config).eval()
+    adapted.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return adapted
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}])
+def test_an_adapter_with_added_tokens_brings_them(
+    family: str, options: dict, tmp_path: Path
+) -> None:
+    directory = save(tmp_path / "model", family)
+    adapted = adapt_resized(directory, tmp_path / "adapter", **options)
+    loaded = load_model(ModelConfig(str(directory), adapter=str(tmp_path / "adapter")))
+    ids = torch.tensor([[3, 5, 259, 260, 7]])
+    with torch.inference_mode():
+        expected = adapted(input_ids=ids).logits
+        torch.testing.assert_close(
+            loaded.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4
+        )
+    assert loaded.unembedding.vocabulary_size == len(loaded.tokenizer) == 261
+    row = loaded.encoder("response").encode(
+        json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "<|call|>"}])
+    )
+    assert 259 in row.input_ids.tolist()
+    assert loaded.tokenizer.decode(row.input_ids[:1]) == "A"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_whose_tokens_are_lost_is_refused(directory: Path, tmp_path: Path) -> None:
+    adapt(directory, tmp_path / "adapter", target_modules=["q_proj"])
+    tokens_added(byte_tokenizer()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(
+        ModelLoadError, match="has 261 tokens, but the model has embeddings for 259"
+    ):
+        load_model(ModelConfig(str(directory), adapter=str(tmp_path / "adapter")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_another_model_is_refused(directory: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(directory)
+    config.hidden_size, config.head_dim = 64, 16
+    wider = AutoModelForCausalLM.from_config(config)
+    lora = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(wider, lora).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelLoadError, match=r"(?s)size mismatch.*trained on this model"):
+        load_model(ModelConfig(str(directory), adapter=str(tmp_path / "adapter")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_brings_its_template_and_leaves_the_rest(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    tiny_model("llama", torch.float32).save_pretrained(directory)
+    byte_tokenizer(chat_template=None).save_pretrained(directory)
+    adapt(directory, tmp_path / "adapter", target_modules=["q_proj"])
+    byte_tokenizer("A" + CHATML).save_pretrained(tmp_path / "adapter")
+    loaded = load_model(ModelConfig(str(directory), adapter=str(tmp_path / "adapter")))
+    assert loaded.tokenizer.chat_template == "A" + CHATML
+
+
+def test_a_token_that_the_model_has_not_skips_its_row(directory: Path) -> None:
+    tokens_added(byte_tokenizer()).save_pretrained(directory)
+    rows = [{"prompt": "1+1?", "response": "2."}, {"prompt": "<|call|>?", "response": "4."}]
+    features = fv.sample_features(rows, model=ModelConfig(str(directory), device="cpu"))
+    assert features["status"].to_list() == ["scored", "skipped"]
+    assert features["reason"].to_list() == [None, "token_without_embedding"]

@@ -8,7 +8,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from forvalue_dagster.data.chat import SKIP_REASONS
+from forvalue_dagster.data.skip_reasons import SKIP_REASONS
 from forvalue_dagster.orchestration.display.plots import histogram
 
 if TYPE_CHECKING:

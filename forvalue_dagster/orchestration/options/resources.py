@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What of a valuation decides features; what decides the profile, besides; what decides scores.
 FEATURE_SETTINGS = (
     *("name", "adapter", "revision", "dtype", "quantization", "max_length", "chat_template"),
-    *("tokens", "top_errors", "hidden"),
+    *("template_date", "tokens", "top_errors", "hidden"),
 )
 SCORE_SETTINGS = ("preconditioner", "damping", "centre")
 PROFILE_SETTINGS = (
@@ -70,7 +70,13 @@ class Valuation(dg.ConfigurableResource["Valuation"], InYaml, extra="forbid"):
         default=None, ge=2, description="Window in tokens; by default the model's, at most 4,096."
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja template, or 'plain'; by default the tokenizer's."
+        default=None,
+        description="Jinja template, the path of one, the name of one of the tokenizer's, or "
+        "'plain'; by default the tokenizer's.",
+    )
+    template_date: str = Field(
+        default=ModelConfig.template_date,
+        description="Day (ISO) that a template writes which asks for today's date.",
     )
     local_files_only: bool = Field(default=False, description="Never ask a hub.")
     trust_remote_code: bool = Field(
