@@ -175,7 +175,8 @@ def find_orphans(
                     and made.storage_id > profile.storage_id
                 ):
                     continue  # the profile is what is old
-                rows = scan_table(storage, path).select(pl.col("fingerprint").first()).collect()
+                table_rows = scan_table(storage, path, checked=True)
+                rows = table_rows.select(pl.col("fingerprint").first()).collect()
                 if rows.item() not in (None, mark):
                     yield Orphan(path, "other_fingerprints", table, shard, _size(path))
 
