@@ -123,15 +123,20 @@ def canonical_row(
         tools = _parse_json(tools, "tools")
     group = source.get(columns.group) if columns.group else None
     messages_text, tools_text = _json_text(messages), _json_text(tools) if tools else None
-    identity = messages_text if tools_text is None else f"{messages_text}\n{tools_text}"
     try:
-        digest = hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
+        digest = content_id(messages_text, tools_text)
     except UnicodeEncodeError as error:
         raise RowError(
             "the text holds half of a surrogate pair, which is not Unicode; re-encode the file"
         ) from error
     name = None if group is None else str(group)
     return CanonicalRow(messages_text, tools_text, name, digest, images)
+
+
+def content_id(messages: str, tools: str | None) -> str:
+    """Return the id of a conversation: a hash of the JSON text of its messages and tools."""
+    identity = messages if tools is None else f"{messages}\n{tools}"
+    return hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
 
 
 def message_text(message: Message) -> str:

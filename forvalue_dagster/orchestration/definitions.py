@@ -133,7 +133,7 @@ def valuation_definitions(
             *([build_feature_asset(naming, plan, valuation)] if plan.keeps_features else []),
             build_score_asset(naming, plan, valuation, gate),
             *(build_attribution_assets(naming, plan, attribution) if attribution else []),
-            build_filtered_dataset(naming, plan, selection, gate),
+            build_filtered_dataset(naming, plan, selection, gate, storage),
         ]
         checks = [
             *build_row_checks(naming, suites),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, get_origin
@@ -43,8 +43,9 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
     """Reads and writes polars frames below the storage's folder, one file an asset or partition.
 
     A file is replaced whole and carries a seal. What is read is held against its seal, and against
-    the digest that the event log has of the materialisation in force. Metadata shows the schema and the number of rows, and never a
-    sample or a minimum or maximum: training text stays out of the event log.
+    the digest that the event log has of the materialisation in force. Metadata shows the schema
+    and the number of rows, and never a sample or a minimum or maximum: training text stays out of
+    the event log.
     """
 
     storage: Storage
@@ -111,11 +112,27 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
         metadata: dict[str, dg.MetadataValue] = {
             "dagster/column_schema": describe_columns(schema, descriptions)
         }
+        if isinstance(obj, StoredTable):
+            metadata["dagster/row_count"] = dg.MetadataValue.int(obj.rows)
         if isinstance(obj, pl.DataFrame):
             partitioned = context.has_partition_key
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
+
+
+def file_path(storage: Storage, key: dg.AssetKey, suffix: str) -> UPath:
+    """Return where a file of an asset without partitions lies."""
+    path: UPath = storage.path(*key.path[:-1], f"{key.path[-1]}{suffix}")
+    return path
+
+
+def store_table(path: UPath, table: pl.LazyFrame) -> StoredTable:
+    """Write a table where the I/O manager would write it."""
+    digest = write_table(path, table)
+    with path.open("rb") as stream:
+        rows = pq.read_metadata(stream).num_rows
+    return StoredTable(path, digest, table.collect_schema(), rows)
 
 
 def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
@@ -156,18 +173,31 @@ def scan_table(
 
 
 @contextmanager
-def unchanged(path: UPath) -> Iterator[None]:
-    """Refuse what was read of a file inside the block if the file was replaced meanwhile.
+def unchanged(*paths: UPath) -> Iterator[None]:
+    """Refuse what was read of files inside the block if one was replaced meanwhile.
 
     A scan makes several requests: under s3:// it could mix two states of an object.
 
     Raises:
         OSError: naming the file.
     """
-    before = _state(path)
+    before = _states(paths)
     yield
-    if _state(path) != before:
-        raise OSError(f"{path} was replaced while it was read; start the run again.")
+    after = _states(paths)
+    for path in paths:
+        if before[path] != after[path]:
+            raise OSError(f"{path} was replaced while it was read; start the run again.")
+
+
+def _states(paths: Sequence[UPath]) -> dict[UPath, object]:
+    if len(paths) > 1 and paths[0].protocol == "s3":
+        # One listing, not a request for each.
+        listed: dict[str, object] = {}
+        for folder in {path.parent for path in paths}:
+            found = folder.fs.ls(folder.path, detail=True, refresh=True)
+            listed |= {entry["name"]: entry.get("ETag") for entry in found}
+        return {path: listed.get(path.path.rstrip("/")) for path in paths}
+    return {path: _state(path) for path in paths}
 
 
 def _state(path: UPath) -> object:

@@ -143,15 +143,6 @@ def check_tensors(stream: IO[bytes], name: str) -> str:
     return whole.hexdigest()
 
 
-def file_digest(path: UPath) -> str:
-    """Return the SHA-256 of any file."""
-    with path.open("rb") as stream:
-        content = sha256()
-        while block := stream.read(_BLOCK):
-            content.update(block)
-        return content.hexdigest()
-
-
 def _hash(stream: IO[bytes], count: int) -> _Hash:
     content = sha256()
     stream.seek(0)

@@ -4,7 +4,8 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -30,7 +31,14 @@ from forvalue_dagster.orchestration.checks.judging import StoredProbe, judge_sha
 from forvalue_dagster.orchestration.checks.selection import SELECTION, check_selection
 from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.display.report import build_report, render_report
-from forvalue_dagster.orchestration.naming import TRAINING_SHARDS, Naming, code_version, resolved
+from forvalue_dagster.orchestration.naming import (
+    BLOCKING_CHECKS,
+    TRAINING_SHARDS,
+    Naming,
+    code_version,
+    overrides,
+    resolved,
+)
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.policies import (
     GatePolicy,
@@ -39,15 +47,31 @@ from forvalue_dagster.orchestration.options.policies import (
 )
 from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, Valuation, settings
 from forvalue_dagster.orchestration.trained_adapter import model_dependency
-from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
+from forvalue_dagster.quality.certificate import signed
+from forvalue_dagster.quality.lineage import trace_shard
+from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, MadeFrom, Manifest, ShardEntry
+from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import (
+    StoredTable,
+    file_path,
+    store_table,
+    table_path,
+    unchanged,
+)
 from forvalue_dagster.storage.tensors import TensorFile
 
+# One for all instances: names of types are unique in a project.
+_TABLE = dg.PythonObjectDagsterType(StoredTable)
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
 def build_filtered_dataset(
-    naming: Naming, plan: Plan, selection: SelectionPolicy, gate: GatePolicy
+    naming: Naming,
+    plan: Plan,
+    selection: SelectionPolicy,
+    gate: GatePolicy,
+    storage: Storage,
 ) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
@@ -62,14 +86,17 @@ def build_filtered_dataset(
         plan: of the graph.
         selection: which rows are kept.
         gate: decides, among other things, what automation waits for.
+        storage: where files lie.
     """
+    defined = {"gate": gate, "selection": selection, "storage": storage}
+    allows_overrides = gate.allow_overrides
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
     # A shard that is registered but not valued yet is named in the manifest, not an I/O error.
     every_shard = {"allow_missing_partitions": True}
     refining = plan.refine is not None
     table: dict[str, Any] = {
-        "dagster_type": pl.LazyFrame,
+        "dagster_type": _TABLE,
         "io_manager_key": naming.resource("parquet_io_manager"),
         "code_version": code_version(
             resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
@@ -147,9 +174,12 @@ def build_filtered_dataset(
         registered = naming.registered(context.instance)
         missing = sorted(set(registered) - set(scores))
         probe = StoredProbe.of(validation_profile)
-        entries = judge_shards(
-            context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
-        )
+        entries = [
+            _traced(context.instance, entry, naming, plan)
+            for entry in judge_shards(
+                context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
+            )
+        ]
         stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
         policy = policy_in_force(context, selection, entries)
 
@@ -174,25 +204,49 @@ def build_filtered_dataset(
         decided = decide(scores, entries, policy)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
+        raw_key = naming.key("raw_finetuning_data")
+        with unchanged(*(table_path(storage, raw_key, shard) for shard in scores)):
+            tables = {
+                key: store_table(
+                    file_path(storage, key, ".parquet"), with_text(raw_finetuning_data, rows)
+                )
+                for key, rows in ((filtered_key, kept), (dropped_key, dropped))
+            }
+            lines = {
+                filtered_key: kept_lines(raw_finetuning_data, kept),
+                dropped_key: dropped_lines(raw_finetuning_data, dropped),
+            }
+            digests = {table.path.name: table.digest for table in tables.values()}
+            for key, written in lines.items():
+                path = file_path(storage, key, ".jsonl")
+                digests[path.name] = write_lines(path, written)
         manifest = Manifest(
             shards=tuple(entries),
             missing_shards=tuple(missing),
             on_blocked_shard=gate.on_blocked_shard,
-            partitions=None if naming.upstream_shards else naming.name("shards"),
+            partitions=naming.dynamic_shards,
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
             selection=asdict(policy),
             refinement=None if refinement is None else asdict(refinement),
+            policy=resolved(gate, without=("allow_overrides", "override_reason")),
+            overrides=overrides(
+                defined, {"gate": gate, "selection": selection, "storage": storage}
+            ),
+            overrides_allowed=allows_overrides,
+            override_reason=gate.override_reason,
+            made_from=_shared(context.instance, naming, plan),
+            files=digests,
+            dataset=filtered_key.to_user_string(),
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         files = {
-            "json_lines": storage.path(*filtered_key.path).with_suffix(".jsonl"),
-            "dropped_json_lines": storage.path(*dropped_key.path).with_suffix(".jsonl"),
-            "manifest_file": storage.path(*filtered_key.path).with_suffix(".manifest.json"),
-            "report": storage.path(*filtered_key.path).with_suffix(".report.html"),
-            "report_json": storage.path(*filtered_key.path).with_suffix(".report.json"),
+            "json_lines": file_path(storage, filtered_key, ".jsonl"),
+            "dropped_json_lines": file_path(storage, dropped_key, ".jsonl"),
+            "manifest_file": file_path(storage, filtered_key, ".manifest.json"),
+            "report": file_path(storage, filtered_key, ".report.html"),
+            "report_json": file_path(storage, filtered_key, ".report.json"),
         }
-        write_lines(files["json_lines"], kept_lines(raw_finetuning_data, kept))
-        write_lines(files["dropped_json_lines"], dropped_lines(raw_finetuning_data, dropped))
-        plain = manifest.to_json()
+        plain = signed(manifest.to_json())
         write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
         groups = group_columns(kept.columns)
         report = build_report(
@@ -212,7 +266,7 @@ def build_filtered_dataset(
         for key, table in ((filtered_key, kept), (dropped_key, dropped)):
             context.set_data_version(key, content_version(table, entries))
         yield dg.Output(
-            with_text(raw_finetuning_data, kept),
+            tables[filtered_key],
             output_name="filtered_dataset",
             metadata={
                 "shards": shard_table(entries),
@@ -221,8 +275,8 @@ def build_filtered_dataset(
                     title="Value of the rows kept and dropped",
                     unit="value",
                 ),
-                "dagster/row_count": len(kept),
                 "response_tokens": int(kept["response_tokens"].sum()),
+                **_show_overrides(manifest),
                 **(describe_refinement(refinement) if refinement else {}),
                 **{name: dg.MetadataValue.path(str(path)) for name, path in files.items()},
                 # What the gate reads; people have the table above.
@@ -230,14 +284,50 @@ def build_filtered_dataset(
             },
         )
         yield dg.Output(
-            with_text(raw_finetuning_data, dropped),
+            tables[dropped_key],
             output_name="dropped_rows",
-            metadata={"dagster/row_count": len(dropped), "reasons": _reason_table(dropped)},
+            metadata={"reasons": _reason_table(dropped)},
         )
         yield certify(filtered_key, manifest)
         yield check_selection(filtered_key, kept, passed, groups, warnings)
 
     return filtered_dataset
+
+
+def _traced(
+    instance: dg.DagsterInstance, entry: ShardEntry, naming: Naming, plan: Plan
+) -> ShardEntry:
+    """Note down what a shard's tables were made from, and block it if they do not fit together."""
+    names = ["raw_finetuning_data"]
+    if plan.scoring == "features":
+        names.append("sample_features")
+    names.append("value_scores")
+    tables = {naming.key(name): BLOCKING_CHECKS.get(name, ()) for name in names}
+    made_from, source, problems = trace_shard(instance, entry.shard, tables)
+    for name, made in entry.made_from.items():
+        if made_from[name].storage_id != made.storage_id:
+            problems.append(f"its {name} was made again meanwhile: start the run again")
+    return replace(
+        entry,
+        blocked_by=(*entry.blocked_by, *problems),
+        made_from=made_from,
+        source=source,
+    )
+
+
+def _shared(instance: dg.DagsterInstance, naming: Naming, plan: Plan) -> dict[str, MadeFrom]:
+    """Note down what every shard was valued against."""
+    keys = [naming.key("validation_profile")]
+    if plan.refine is not None:
+        keys += model_dependency(naming, plan)
+    made = {key.to_user_string(): latest_materialization(instance, key) for key in keys}
+    return {name: MadeFrom.of(own) for name, own in made.items() if own is not None}
+
+
+def _show_overrides(manifest: Manifest) -> dict[str, Any]:
+    if not manifest.overrides:
+        return {}
+    return {"policy_of_this_run": "; ".join(manifest.overridden)}
 
 
 def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:

@@ -163,7 +163,7 @@ def build_discovery_schedule(
         context: dg.ScheduleEvaluationContext, training_rows: RowForm, validation_rows: RowSource
     ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
-        key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
+        key, state = naming.key(VALIDATION_FILES), validation_rows.state()
         last = latest_materialization(instance, key)
         if last is None or last.data_version != state:
             instance.report_runless_asset_event(_event(key, state))
@@ -205,9 +205,7 @@ def build_validation_sensor(naming: Naming, automation: Automation) -> dg.Sensor
     def validation_changes(
         context: dg.SensorEvaluationContext, validation_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
-        return _report(
-            context, naming.key(VALIDATION_FILES), lambda: _listed_state(validation_rows)
-        )
+        return _report(context, naming.key(VALIDATION_FILES), validation_rows.state)
 
     return validation_changes
 
@@ -245,10 +243,6 @@ def _report(
     if now == context.cursor:
         return dg.SkipReason("Nothing changed.")
     return dg.SensorResult(asset_events=[_event(key, now)], cursor=now)
-
-
-def _listed_state(rows: RowSource) -> str:
-    return state_of({shard: file.state for shard, file in rows.listing().items()})
 
 
 def _event(key: dg.AssetKey, state: str, shard: str | None = None) -> dg.AssetMaterialization:

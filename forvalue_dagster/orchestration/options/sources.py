@@ -137,6 +137,14 @@ class RowSource(RowForm):
             for shard, path in shards_in(states, self.path, self.split).items()
         }
 
+    def state(self) -> str:
+        """Return one state for all files, another one whenever some content is another.
+
+        Raises:
+            DataFileError: as `listing`.
+        """
+        return state_of({shard: file.state for shard, file in self.listing().items()})
+
     def read(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
     ) -> pl.DataFrame:
