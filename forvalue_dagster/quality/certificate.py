@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -31,6 +31,11 @@ def signed(plain: Mapping[str, Any]) -> dict[str, Any]:
     if not key:
         return dict(plain)
     return {**plain, "signature": {"algorithm": _ALGORITHM, "value": _signature(plain, key)}}
+
+
+def has_key() -> bool:
+    """Whether there is a key in the environment."""
+    return bool(os.environ.get(SIGNING_KEY))
 
 
 def check_signature(stored: Mapping[str, Any]) -> None:
@@ -57,44 +62,34 @@ def _signature(plain: Mapping[str, Any], key: str) -> str:
     return hmac.new(key.encode(), content.encode(), sha256).hexdigest()
 
 
-def certified_copy(path: UPath, digest: str) -> IO[bytes]:
+def certified_copy(path: UPath, digests: Collection[str]) -> IO[bytes]:
     """Return a temporary copy of a file, which holds what was certified whatever happens to it.
 
     Args:
         path: the file.
-        digest: the SHA-256 that it must have.
+        digests: the SHA-256 that it must have, or several of which it must have one.
 
     Raises:
         CertificateError: if it is absent or another file.
     """
     copy = TemporaryFile()  # noqa: SIM115 (its reader closes it)
+    content = sha256()
     try:
         with path.open("rb") as stream:
-            found = _copied(stream, copy)
+            while block := stream.read(_BLOCK):
+                content.update(block)
+                copy.write(block)
+        if content.hexdigest() not in digests:
+            raise CertificateError(
+                f"{path} is not the file that was certified: its SHA-256 is {content.hexdigest()}, "
+                f"the certificate has {' or '.join(sorted(digests)) or 'none'}. Something wrote it "
+                "since, or a run died on the way. Materialise it again."
+            )
     except FileNotFoundError:
         copy.close()
-        raise CertificateError(f"{path} does not exist any more. Materialise it again.") from None
-    if found != digest:
+        raise CertificateError(f"{path} does not exist. Materialise it again.") from None
+    except BaseException:
         copy.close()
-        raise CertificateError(
-            f"{path} is not the file that was certified: its SHA-256 is {found}, the certificate "
-            f"has {digest}. Something wrote it since, or a run died on the way. Materialise it "
-            "again."
-        )
+        raise
     copy.seek(0)
     return copy
-
-
-def file_digest(path: UPath) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return _copied(stream, None)
-
-
-def _copied(stream: IO[bytes], copy: IO[bytes] | None) -> str:
-    content = sha256()
-    while block := stream.read(_BLOCK):
-        content.update(block)
-        if copy is not None:
-            copy.write(block)
-    return content.hexdigest()

@@ -22,6 +22,7 @@ from forvalue_dagster.quality.certificate import CertificateError, certified_cop
 from forvalue_dagster.quality.lineage import Ancestry, changed_above
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, MadeFrom, Manifest
 from forvalue_dagster.quality.standing import (
+    FORCED_BECAUSE,
     Materialization,
     check_standing,
     latest_materialization,
@@ -75,7 +76,7 @@ class GateReport:
                 allow_retries=False,
             )
         try:
-            return pl.scan_parquet(certified_copy(path, digests[path.name]))
+            return pl.scan_parquet(certified_copy(path, {digests[path.name]}))
         except CertificateError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
 
@@ -189,10 +190,17 @@ def _let_through(context: Context, report: GateReport, found: _Findings, force: 
         context,
         {
             "gate": "overridden",
-            "gate_forced_because": force,
+            FORCED_BECAUSE: force,
             "gate_objections": _table(found.objections),
             **noted,
         },
+    )
+    # On the dataset's own page, too, where it is looked for; an op's outputs have none.
+    op = getattr(context, "op_execution_context", context)
+    op.log_event(
+        dg.AssetObservation(
+            report.dataset, metadata={FORCED_BECAUSE: force, "run": context.run.run_id}
+        )
     )
 
 

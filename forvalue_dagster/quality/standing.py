@@ -22,6 +22,8 @@ Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missin
 DATA_VERSION = "dagster/data_version"
 # Metadata: the state of the files that rows were read from; a sensor reports the same states.
 FILE_STATE = "file_state"
+# Metadata of an observation of a dataset: its gate was overridden, for this reason.
+FORCED_BECAUSE = "gate_forced_because"
 
 _CODE_VERSION = "dagster/code_version"
 _INPUT_VERSION = "dagster/input_data_version/"
@@ -275,7 +277,10 @@ def check_standing(
         materialization: the one about to be read.
         partition: of the check; None for a check without partitions.
     """
-    for record in _executions(instance, key, partition):
+    from dagster._core.storage.event_log import base
+
+    only = base.PartitionKeyFilter(key=partition)  # type: ignore[attr-defined]
+    for record in _executions(instance, key, only):
         evaluation = record.evaluation
         if record.status.value == "PLANNED" or evaluation is None:
             run = instance.get_run_by_id(record.run_id)
@@ -293,26 +298,88 @@ def check_standing(
         )
         outcome: Outcome = "outdated"
         if ours:
-            warned = evaluation.severity == dg.AssetCheckSeverity.WARN
-            outcome = "passed" if evaluation.passed else "warned" if warned else "failed"
+            outcome = _outcome(evaluation)
         description = (evaluation.description or "").rstrip(".")
         return CheckStanding(key.name, key.asset_key, partition, outcome, description)
     return CheckStanding(key.name, key.asset_key, partition, "missing", "")
 
 
-def _executions(
-    instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str | None
-) -> Iterator[Any]:
-    """Yield every execution of a check, the last one first."""
-    from dagster._core.storage.event_log import base
+@dataclass(frozen=True)
+class CheckExecution:
+    """One execution of a check.
 
+    Attributes:
+        id: its place in the history of the check.
+        partition: of which partition; None for a check without.
+        outcome: of it.
+        description: what it said.
+    """
+
+    id: int
+    partition: str | None
+    outcome: Outcome
+    description: str
+
+
+def check_history(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, after: int
+) -> Iterator[CheckExecution]:
+    """Yield the executions of a check that came to an end, in order, up to one that has not.
+
+    Args:
+        instance: that holds the event log.
+        key: of the check.
+        after: id of the last one that is known.
+    """
+    new = []
+    for record in _executions(instance, key, None):
+        if record.id <= after:
+            break
+        new.append(record)
+    for record in reversed(new):
+        if record.evaluation is None:
+            run = instance.get_run_by_id(record.run_id)
+            if run is not None and not run.is_finished:
+                return
+            continue
+        evaluation = record.evaluation
+        yield CheckExecution(
+            record.id, evaluation.partition, _outcome(evaluation), evaluation.description or ""
+        )
+
+
+def overrides_of(
+    instance: dg.DagsterInstance, key: dg.AssetKey, after: int
+) -> Iterator[tuple[int, str]]:
+    """Yield place in the event log and reason of each override of a dataset's gate.
+
+    Args:
+        instance: that holds the event log.
+        key: of the dataset.
+        after: place of the last one that is known.
+    """
+    records = instance.fetch_observations(
+        dg.AssetRecordsFilter(asset_key=key, after_storage_id=after), limit=100, ascending=True
+    ).records
+    for record in records:
+        observed = record.asset_observation
+        reason = observed.metadata.get(FORCED_BECAUSE) if observed else None
+        if reason is not None:
+            yield record.storage_id, str(reason.value)
+
+
+def _outcome(evaluation: dg.AssetCheckEvaluation) -> Outcome:
+    if evaluation.passed:
+        return "passed"
+    return "warned" if evaluation.severity == dg.AssetCheckSeverity.WARN else "failed"
+
+
+def _executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -> Iterator[Any]:
+    """Yield executions of a check, the last one first; of one partition only, or of all."""
     cursor = None
     while True:
         page = instance.event_log_storage.get_asset_check_execution_history(
-            key,
-            limit=_HISTORY,
-            cursor=cursor,
-            partition_filter=base.PartitionKeyFilter(key=partition),  # type: ignore[attr-defined]
+            key, limit=_HISTORY, cursor=cursor, partition_filter=only
         )
         yield from page
         if len(page) < _HISTORY:
