@@ -77,7 +77,7 @@ def test_a_blocked_shard_is_told_once(project: Project, mailbox: Mailbox) -> Non
     first = tick(project, None)
     told = mailbox.take()
     blocked = [alert for alert in told if alert["kind"] == "blocked"]
-    assert ["value_scores.noise_fraction of 'bad'"] == [alert["subject"] for alert in blocked]
+    assert [alert["subject"] for alert in blocked] == ["value_scores.noise_fraction of 'bad'"]
     assert "estimated noise" in blocked[0]["text"]
     second = tick(project, first.cursor)
     assert mailbox.take() == []
