@@ -14,12 +14,11 @@ from typing import Any
 
 import dagster as dg
 
+from forvalue_dagster.quality.event_log import asset_graph, latest_storage_ids
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, MadeFrom, Source
 from forvalue_dagster.quality.standing import (
     Materialization,
-    asset_graph,
     latest_materialization,
-    latest_storage_ids,
 )
 
 # Asset → the partitions of it that are read; None for an asset without.

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from forvalue_dagster.quality.event_log import latest_storage_ids, latest_versions
 from forvalue_dagster.quality.standing import (
     Materialization,
     Read,
     check_standing,
     latest_materialization,
-    latest_storage_ids,
-    latest_versions,
 )
 from forvalue_dagster.quality.verdicts import ShardVerdict
 

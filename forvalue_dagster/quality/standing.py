@@ -2,15 +2,15 @@
 
 A blocking check protects the run that it is part of. Whoever starts another run must ask whether
 the last execution of the check passed *for the materialisation about to be read*. Public API of
-Dagster answers that in automation conditions only. What is not public is used here and nowhere
-else: the history of a check's executions in the event log, the materialisation that an evaluation
-names as its target, the tags that name what a materialisation was made from, the latest events
-of many partitions at once, and the graph of the repository that a step belongs to.
+Dagster answers that in automation conditions only. What is not public is used here and in
+`event_log.py`, and nowhere else: the history of a check's executions in the event log, the
+materialisation that an evaluation names as its target, and the tags that name what a
+materialisation was made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
@@ -183,43 +183,6 @@ def latest_materialization(
     )
 
 
-def latest_storage_ids(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
-) -> Mapping[str, int]:
-    """Return partition → place in the event log of what is in force of it."""
-    if not partitions:
-        return {}
-    return instance.event_log_storage.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(partitions)
-    )
-
-
-def latest_versions(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
-) -> dict[str, str]:
-    """Return partition → data version of what is in force of it."""
-    if not partitions:
-        return {}
-    tags = instance.event_log_storage.get_latest_tags_by_partition(
-        key,
-        dg.DagsterEventType.ASSET_MATERIALIZATION,
-        [DATA_VERSION],
-        asset_partitions=list(partitions),
-    )
-    return {partition: own[DATA_VERSION] for partition, own in tags.items()}
-
-
-def asset_graph(context: Any) -> Any:
-    """Return the assets that a step can know: of its repository, if it has one, or of its job.
-
-    Args:
-        context: of an asset, op or check.
-    """
-    op: dg.OpExecutionContext = getattr(context, "op_execution_context", context)
-    repository = op.get_step_execution_context().job.get_repository_definition()
-    return op.job_def.asset_layer.asset_graph if repository is None else repository.asset_graph
-
-
 def check_evaluation(
     result: dg.AssetCheckResult, partition: str, materialization: Materialization, *, blocking: bool
 ) -> dg.AssetCheckEvaluation:
@@ -280,7 +243,7 @@ def check_standing(
     from dagster._core.storage.event_log import base
 
     only = base.PartitionKeyFilter(key=partition)  # type: ignore[attr-defined]
-    for record in _executions(instance, key, only):
+    for record in executions(instance, key, only):
         evaluation = record.evaluation
         if record.status.value == "PLANNED" or evaluation is None:
             run = instance.get_run_by_id(record.run_id)
@@ -298,83 +261,20 @@ def check_standing(
         )
         outcome: Outcome = "outdated"
         if ours:
-            outcome = _outcome(evaluation)
+            outcome = outcome_of(evaluation)
         description = (evaluation.description or "").rstrip(".")
         return CheckStanding(key.name, key.asset_key, partition, outcome, description)
     return CheckStanding(key.name, key.asset_key, partition, "missing", "")
 
 
-@dataclass(frozen=True)
-class CheckExecution:
-    """One execution of a check.
-
-    Attributes:
-        id: its place in the history of the check.
-        partition: of which partition; None for a check without.
-        outcome: of it.
-        description: what it said.
-    """
-
-    id: int
-    partition: str | None
-    outcome: Outcome
-    description: str
-
-
-def check_history(
-    instance: dg.DagsterInstance, key: dg.AssetCheckKey, after: int
-) -> Iterator[CheckExecution]:
-    """Yield the executions of a check that came to an end, in order, up to one that has not.
-
-    Args:
-        instance: that holds the event log.
-        key: of the check.
-        after: id of the last one that is known.
-    """
-    new = []
-    for record in _executions(instance, key, None):
-        if record.id <= after:
-            break
-        new.append(record)
-    for record in reversed(new):
-        if record.evaluation is None:
-            run = instance.get_run_by_id(record.run_id)
-            if run is not None and not run.is_finished:
-                return
-            continue
-        evaluation = record.evaluation
-        yield CheckExecution(
-            record.id, evaluation.partition, _outcome(evaluation), evaluation.description or ""
-        )
-
-
-def overrides_of(
-    instance: dg.DagsterInstance, key: dg.AssetKey, after: int
-) -> Iterator[tuple[int, str]]:
-    """Yield place in the event log and reason of each override of a dataset's gate.
-
-    Args:
-        instance: that holds the event log.
-        key: of the dataset.
-        after: place of the last one that is known.
-    """
-    records = instance.fetch_observations(
-        dg.AssetRecordsFilter(asset_key=key, after_storage_id=after), limit=100, ascending=True
-    ).records
-    for record in records:
-        observed = record.asset_observation
-        reason = observed.metadata.get(FORCED_BECAUSE) if observed else None
-        if reason is not None:
-            yield record.storage_id, str(reason.value)
-
-
-def _outcome(evaluation: dg.AssetCheckEvaluation) -> Outcome:
+def outcome_of(evaluation: dg.AssetCheckEvaluation) -> Outcome:
+    """Return what an evaluation came to."""
     if evaluation.passed:
         return "passed"
     return "warned" if evaluation.severity == dg.AssetCheckSeverity.WARN else "failed"
 
 
-def _executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -> Iterator[Any]:
+def executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -> Iterator[Any]:
     """Yield executions of a check, the last one first; of one partition only, or of all."""
     cursor = None
     while True:

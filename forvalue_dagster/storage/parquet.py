@@ -105,8 +105,7 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
         """Describe the columns and count the rows."""
         if obj is None:
             return {}
-        lazy = isinstance(obj, pl.LazyFrame)
-        schema = obj.collect_schema() if lazy else obj.schema
+        schema = obj.collect_schema() if isinstance(obj, pl.LazyFrame) else obj.schema
         assert schema is not None  # a table of parts has at least one
         descriptions = context.definition_metadata.get("descriptions", {})
         metadata: dict[str, dg.MetadataValue] = {

@@ -96,8 +96,8 @@ def test_a_blocked_shard_is_told_once(project: Project, mailbox: Mailbox) -> Non
 def test_nobody_there_is_tried_again(project: Project, mailbox: Mailbox) -> None:
     mailbox.status = 500
     first = tick(project, None)
-    assert "Nobody could be told" in first.skip_message
-    assert "secret-path" not in first.skip_message
+    assert "Nobody could be told" in first.skip_reason.skip_message
+    assert "secret-path" not in first.skip_reason.skip_message
     mailbox.status = 200
     tick(project, first.cursor)
     assert any(alert["kind"] == "blocked" for alert in mailbox.take())

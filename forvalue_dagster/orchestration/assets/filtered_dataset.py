@@ -4,7 +4,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,12 +19,8 @@ from forvalue_dagster.orchestration.assets.decision import (
     policy_in_force,
     stop_or_exclude,
 )
-from forvalue_dagster.orchestration.assets.filtered_rows import (
-    dropped_lines,
-    kept_lines,
-    with_text,
-    write_lines,
-)
+from forvalue_dagster.orchestration.assets.filtered_rows import store_rows, write_lines
+from forvalue_dagster.orchestration.assets.made_of import shared, show_overrides, traced
 from forvalue_dagster.orchestration.assets.refining import describe_refinement, refine_shards
 from forvalue_dagster.orchestration.automation.conditions import fan_in
 from forvalue_dagster.orchestration.checks.judging import StoredProbe, judge_shards, shard_table
@@ -32,7 +28,6 @@ from forvalue_dagster.orchestration.checks.selection import SELECTION, check_sel
 from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.display.report import build_report, render_report
 from forvalue_dagster.orchestration.naming import (
-    BLOCKING_CHECKS,
     TRAINING_SHARDS,
     Naming,
     code_version,
@@ -48,19 +43,17 @@ from forvalue_dagster.orchestration.options.policies import (
 from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, Valuation, settings
 from forvalue_dagster.orchestration.trained_adapter import model_dependency
 from forvalue_dagster.quality.certificate import signed
-from forvalue_dagster.quality.lineage import trace_shard
-from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, MadeFrom, Manifest, ShardEntry
-from forvalue_dagster.quality.standing import latest_materialization
+from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import (
     StoredTable,
     file_path,
-    store_table,
     table_path,
     unchanged,
 )
 from forvalue_dagster.storage.tensors import TensorFile
 
+Policies = dict[str, dg.ConfigurableResource[Any]]
 # One for all instances: names of types are unique in a project.
 _TABLE = dg.PythonObjectDagsterType(StoredTable)
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
@@ -88,7 +81,7 @@ def build_filtered_dataset(
         gate: decides, among other things, what automation waits for.
         storage: where files lie.
     """
-    defined = {"gate": gate, "selection": selection, "storage": storage}
+    defined: Policies = {"gate": gate, "selection": selection, "storage": storage}
     allows_overrides = gate.allow_overrides
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
@@ -165,7 +158,7 @@ def build_filtered_dataset(
         warnings: WarningPolicy,
         storage: Storage,
         valuation: Valuation,
-    ) -> Iterator[dg.Output[pl.LazyFrame] | dg.AssetCheckResult]:
+    ) -> Iterator[dg.Output[StoredTable] | dg.AssetCheckResult]:
         scores = {
             shard: table.collect()
             for shard, table in sorted(value_scores.items())
@@ -175,7 +168,7 @@ def build_filtered_dataset(
         missing = sorted(set(registered) - set(scores))
         probe = StoredProbe.of(validation_profile)
         entries = [
-            _traced(context.instance, entry, naming, plan)
+            traced(context.instance, entry, naming, plan)
             for entry in judge_shards(
                 context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
             )
@@ -206,20 +199,9 @@ def build_filtered_dataset(
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
         raw_key = naming.key("raw_finetuning_data")
         with unchanged(*(table_path(storage, raw_key, shard) for shard in scores)):
-            tables = {
-                key: store_table(
-                    file_path(storage, key, ".parquet"), with_text(raw_finetuning_data, rows)
-                )
-                for key, rows in ((filtered_key, kept), (dropped_key, dropped))
-            }
-            lines = {
-                filtered_key: kept_lines(raw_finetuning_data, kept),
-                dropped_key: dropped_lines(raw_finetuning_data, dropped),
-            }
-            digests = {table.path.name: table.digest for table in tables.values()}
-            for key, written in lines.items():
-                path = file_path(storage, key, ".jsonl")
-                digests[path.name] = write_lines(path, written)
+            tables, digests = store_rows(
+                storage, raw_finetuning_data, (filtered_key, kept), (dropped_key, dropped)
+            )
         manifest = Manifest(
             shards=tuple(entries),
             missing_shards=tuple(missing),
@@ -234,7 +216,7 @@ def build_filtered_dataset(
             ),
             overrides_allowed=allows_overrides,
             override_reason=gate.override_reason,
-            made_from=_shared(context.instance, naming, plan),
+            made_from=shared(context.instance, naming, plan),
             files=digests,
             dataset=filtered_key.to_user_string(),
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -276,7 +258,7 @@ def build_filtered_dataset(
                     unit="value",
                 ),
                 "response_tokens": int(kept["response_tokens"].sum()),
-                **_show_overrides(manifest),
+                **show_overrides(manifest),
                 **(describe_refinement(refinement) if refinement else {}),
                 **{name: dg.MetadataValue.path(str(path)) for name, path in files.items()},
                 # What the gate reads; people have the table above.
@@ -292,42 +274,6 @@ def build_filtered_dataset(
         yield check_selection(filtered_key, kept, passed, groups, warnings)
 
     return filtered_dataset
-
-
-def _traced(
-    instance: dg.DagsterInstance, entry: ShardEntry, naming: Naming, plan: Plan
-) -> ShardEntry:
-    """Note down what a shard's tables were made from, and block it if they do not fit together."""
-    names = ["raw_finetuning_data"]
-    if plan.scoring == "features":
-        names.append("sample_features")
-    names.append("value_scores")
-    tables = {naming.key(name): BLOCKING_CHECKS.get(name, ()) for name in names}
-    made_from, source, problems = trace_shard(instance, entry.shard, tables)
-    for name, made in entry.made_from.items():
-        if made_from[name].storage_id != made.storage_id:
-            problems.append(f"its {name} was made again meanwhile: start the run again")
-    return replace(
-        entry,
-        blocked_by=(*entry.blocked_by, *problems),
-        made_from=made_from,
-        source=source,
-    )
-
-
-def _shared(instance: dg.DagsterInstance, naming: Naming, plan: Plan) -> dict[str, MadeFrom]:
-    """Note down what every shard was valued against."""
-    keys = [naming.key("validation_profile")]
-    if plan.refine is not None:
-        keys += model_dependency(naming, plan)
-    made = {key.to_user_string(): latest_materialization(instance, key) for key in keys}
-    return {name: MadeFrom.of(own) for name, own in made.items() if own is not None}
-
-
-def _show_overrides(manifest: Manifest) -> dict[str, Any]:
-    if not manifest.overrides:
-        return {}
-    return {"policy_of_this_run": "; ".join(manifest.overridden)}
 
 
 def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:

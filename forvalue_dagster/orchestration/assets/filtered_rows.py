@@ -14,6 +14,36 @@ from forvalue_dagster.data.read import source_lines
 from forvalue_dagster.data.rows import content_id
 from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import StoredTable, file_path, store_table
+
+
+def store_rows(
+    storage: Storage,
+    raw: Mapping[str, pl.LazyFrame],
+    kept: tuple[dg.AssetKey, pl.DataFrame],
+    dropped: tuple[dg.AssetKey, pl.DataFrame],
+) -> tuple[dict[dg.AssetKey, StoredTable], dict[str, str]]:
+    """Write kept and dropped rows, each as a table and as lines.
+
+    Args:
+        storage: that holds the files.
+        raw: shard → its rows.
+        kept: the asset, and its rows' places and scores.
+        dropped: the same.
+
+    Returns:
+        The tables, and name of a file → its SHA-256.
+    """
+    tables = {
+        key: store_table(file_path(storage, key, ".parquet"), with_text(raw, rows))
+        for key, rows in (kept, dropped)
+    }
+    digests = {table.path.name: table.digest for table in tables.values()}
+    for (key, rows), lines in ((kept, kept_lines), (dropped, dropped_lines)):
+        path = file_path(storage, key, ".jsonl")
+        digests[path.name] = write_lines(path, lines(raw, rows))
+    return tables, digests
 
 
 def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:

@@ -13,12 +13,11 @@ import dagster as dg
 
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.options.alerts import Alert, Alerts, Kind
+from forvalue_dagster.quality.event_log import check_history, overrides_of
 from forvalue_dagster.quality.lineage import changed_above
 from forvalue_dagster.quality.manifest import MANIFEST, Manifest
 from forvalue_dagster.quality.standing import (
-    check_history,
     latest_materialization,
-    overrides_of,
 )
 
 _TIMEOUT = 10
@@ -165,8 +164,8 @@ def send(alert: Alert, alerts: Alerts) -> None:
         alerts.notify(alert)
     if alerts.webhook is None:
         return
-    url = alerts.webhook
-    url = url.get_value() if isinstance(url, dg.EnvVar) else url
+    webhook = alerts.webhook
+    url = webhook.get_value() if isinstance(webhook, dg.EnvVar) else webhook
     body: dict[str, Any] = {"text": alert.text, "kind": alert.kind, "subject": alert.subject}
     request = Request(
         str(url), json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
