@@ -196,7 +196,7 @@ def _let_through(context: Context, report: GateReport, found: _Findings, force: 
         },
     )
     # On the dataset's own page, too, where it is looked for; an op's outputs have none.
-    op: dg.OpExecutionContext = getattr(context, "op_execution_context", context)
+    op: Any = getattr(context, "op_execution_context", context)
     op.log_event(
         dg.AssetObservation(
             report.dataset, metadata={FORCED_BECAUSE: force, "run": context.run.run_id}

@@ -23,10 +23,11 @@ _SEAL = len(_MARK) + sha256().digest_size
 _PARQUET = b"PAR1"
 _TAIL = 4 + len(_PARQUET)  # length of the footer, and the format's name
 _BLOCK = 1 << 20
-# In a safetensors file it is an entry of the header's metadata.
-TENSOR_SEAL = "sha256"
+# In a safetensors file it begins the one entry of the header's metadata; several entries would come
+# in another order each time.
+TENSOR_ENTRY = "forvalue_dagster"
 UNSEALED = "0" * 64
-_IN_HEADER = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_IN_HEADER = re.compile(rb'"forvalue_dagster":"([0-9a-f]{64})')
 
 
 class DamagedFileError(OSError):
@@ -100,7 +101,7 @@ def seal_tensors(content: bytes) -> tuple[bytes, str]:
     """Put the seal into a safetensors file whose metadata leaves room for it.
 
     Args:
-        content: the file, with `UNSEALED` under `TENSOR_SEAL`.
+        content: the file, whose `TENSOR_ENTRY` begins with `UNSEALED`.
 
     Returns:
         The file, and the SHA-256 of the whole.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,12 +15,10 @@ from upath import UPath
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.in_force import FILE_DIGEST, ReadsInForce
 from forvalue_dagster.storage.location import Storage
-from forvalue_dagster.storage.seal import TENSOR_SEAL, UNSEALED, check_tensors, seal_tensors
+from forvalue_dagster.storage.seal import TENSOR_ENTRY, UNSEALED, check_tensors, seal_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_METADATA_KEY = "forvalue_dagster"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def write_tensors(path: UPath, obj: TensorFile) -> str:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in obj.tensors.items()}
-    metadata = {_METADATA_KEY: json.dumps(obj.metadata, sort_keys=True), TENSOR_SEAL: UNSEALED}
+    metadata = {TENSOR_ENTRY: UNSEALED + json.dumps(obj.metadata, sort_keys=True)}
     content, digest = seal_tensors(save(tensors, metadata))
     with atomic_write(path) as stream:
         stream.write(content)
@@ -89,10 +88,14 @@ def load_tensors(path: UPath) -> TensorFile:
     if path.protocol in ("", "file", "local"):
         check_tensor_file(path)
         with safe_open(path.path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            metadata = _metadata(file.metadata() or {})
             return TensorFile({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
     content = path.read_bytes()
     check_tensors(BytesIO(content), str(path))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    text = header.get("__metadata__", {}).get(_METADATA_KEY, "{}")
-    return TensorFile(load(content), json.loads(text))
+    return TensorFile(load(content), _metadata(header.get("__metadata__", {})))
+
+
+def _metadata(header: Mapping[str, str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads(header[TENSOR_ENTRY][len(UNSEALED) :])
+    return metadata
