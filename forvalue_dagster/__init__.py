@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
     )
+    from forvalue_dagster.orchestration.options.alerts import Alerts as Alerts
     from forvalue_dagster.orchestration.options.plan import Automation as Automation
     from forvalue_dagster.orchestration.options.plan import Compute as Compute
     from forvalue_dagster.orchestration.options.policies import GatePolicy as GatePolicy
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.valuation.noise_options import NoiseOptions as NoiseOptions
 
 _HOMES = {
+    "Alerts": "orchestration.options.alerts",
     "Attribution": "engine.options",
     "Automation": "orchestration.options.plan",
     "Columns": "data.columns",

@@ -32,6 +32,7 @@ from forvalue_dagster.orchestration.display.progress import engine_warnings
 from forvalue_dagster.orchestration.options.resources import Valuation
 from forvalue_dagster.orchestration.trained_adapter import fetch_adapter
 from forvalue_dagster.storage.feature_store import FeatureStore
+from forvalue_dagster.storage.in_force import FILE_DIGEST
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table, write_table
 
@@ -86,9 +87,9 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
     parts = parts_of(target.parent, target.stem, job["attempt"], rows)
     with engine_warnings(log), valuation.session(adapter) as loaded:
         done = pass_shard(loaded, rows, parts, store, valuation, log)
-    write_table(target, parts)
+    digest = write_table(target, parts)
     complete = done.lines.select(PLACE).sort(PLACE).equals(rows.select(PLACE).sort(PLACE))
-    return dict(done.figures), done.data_version, complete
+    return {**done.figures, FILE_DIGEST: digest}, done.data_version, complete
 
 
 def main() -> None:

@@ -191,3 +191,12 @@ def test_every_test_that_a_promise_names_exists() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)`", page)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_way_around_has_its_test() -> None:
+    page = (DOCS / "gate.md").read_text("utf-8")
+    tests = (ROOT / "tests" / "orchestration" / "test_ways_around.py").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) >= 17
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/]+\.py)`", page))

@@ -39,6 +39,7 @@ def test_dagsters_tools_may_look_at_every_name() -> None:
 
 def test_public_names() -> None:
     assert fv.__all__ == [
+        "Alerts",
         "Attribution",
         "Automation",
         "Columns",

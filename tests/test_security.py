@@ -15,6 +15,7 @@ from dagster_aws.s3 import S3Resource
 
 import forvalue_dagster as fv
 from forvalue_dagster.data.files import DataFileError
+from forvalue_dagster.storage.source_files import remote_images
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "forvalue_dagster").rglob("*.py"))
@@ -88,3 +89,17 @@ def test_secrets_are_shown_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     told += [str(resource) for resource in definitions.resources.values()]
     assert told
     assert not [text for text in told if "the key itself" in text]
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    address = "https://somebody:hunter2@127.0.0.1:9/data"
+    assert "hunter2" not in str(remote_images(address))
+    for use in (
+        lambda: fv.Storage(base_dir=address),
+        lambda: fv.RowSource(path=address).listing(),
+        lambda: fv.RowSource(path=address.replace("https", "s3")).listing(),
+    ):
+        with pytest.raises((ValueError, DataFileError)) as failure:
+            use()
+        shown = [failure.value, failure.value.__cause__]
+        assert not [text for text in shown if "hunter2" in str(text)]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, create_model
 from forvalue_dagster.engine.options import Attribution, Refine
 from forvalue_dagster.models.warm_up_config import WarmUp
 from forvalue_dagster.orchestration.definitions import valuation_definitions
+from forvalue_dagster.orchestration.options.alerts import Alerts
 from forvalue_dagster.orchestration.options.plan import Automation, Compute
 from forvalue_dagster.orchestration.options.policies import (
     GatePolicy,
@@ -45,7 +46,8 @@ def _yaml_of(options: type[_Options]) -> dg.Resolver:
     known: dict[str, Any] = {
         field.name: (
             # Objects of Dagster and functions: only as a template that stands for one.
-            (str if field.name in ("retry_policy", "worker") else hints[field.name] | str) | None,
+            (str if field.name in ("retry_policy", "worker", "notify") else hints[field.name] | str)
+            | None,
             Field(
                 default=None if callable(field.default_factory) else field.default,
                 description=said.get(field.name),
@@ -128,6 +130,11 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
         Compute | None,
         _yaml_of(Compute),
         Field(description="Pools and tags of the steps that load the model."),
+    ] = None
+    alerts: Annotated[
+        Alerts | None,
+        _yaml_of(Alerts),
+        Field(description="Who is told of blocked shards, warnings, stale data and overrides."),
     ] = None
     key_prefix: Annotated[
         list[str],

@@ -19,6 +19,7 @@ from forvalue_dagster.orchestration.assets.model_steps import (
 from forvalue_dagster.orchestration.assets.rows import build_row_assets, build_source_assets
 from forvalue_dagster.orchestration.assets.scores import build_score_asset
 from forvalue_dagster.orchestration.assets.valuation_model import build_model_asset
+from forvalue_dagster.orchestration.automation.alerts import build_alert_sensor
 from forvalue_dagster.orchestration.automation.conditions import build_automation_sensor
 from forvalue_dagster.orchestration.automation.estimate import build_estimate_job
 from forvalue_dagster.orchestration.automation.retention import build_retention_job
@@ -31,6 +32,7 @@ from forvalue_dagster.orchestration.checks.profile import build_profile_check
 from forvalue_dagster.orchestration.checks.rows import Suite, build_row_checks
 from forvalue_dagster.orchestration.checks.scores import build_score_checks
 from forvalue_dagster.orchestration.naming import ASSETS, Naming, Translation
+from forvalue_dagster.orchestration.options.alerts import Alerts
 from forvalue_dagster.orchestration.options.plan import Automation, Compute, Plan
 from forvalue_dagster.orchestration.options.policies import (
     GatePolicy,
@@ -61,6 +63,7 @@ def valuation_definitions(
     upstream_shards: dg.PartitionsDefinition[str] | None = None,
     automation: Automation | None = None,
     compute: Compute | None = None,
+    alerts: Alerts | None = None,
     key_prefix: Sequence[str] = (),
     group_name: str = "forvalue",
     translation: Translation | None = None,
@@ -87,6 +90,7 @@ def valuation_definitions(
         upstream_shards: partitions of the asset that yields the rows, if it has any.
         automation: when the graph looks for changes, and how many shards it takes at a time.
         compute: where the steps run that load the model.
+        alerts: who is told of blocked shards, warnings, stale datasets and overrides.
         key_prefix: put before every asset key.
         group_name: the group in the UI.
         translation: (spec, the asset's name here) → the spec with the key and attributes that the
@@ -133,7 +137,7 @@ def valuation_definitions(
             *([build_feature_asset(naming, plan, valuation)] if plan.keeps_features else []),
             build_score_asset(naming, plan, valuation, gate),
             *(build_attribution_assets(naming, plan, attribution) if attribution else []),
-            build_filtered_dataset(naming, plan, selection, gate),
+            build_filtered_dataset(naming, plan, selection, gate, storage),
         ]
         checks = [
             *build_row_checks(naming, suites),
@@ -147,6 +151,7 @@ def valuation_definitions(
         sensors = [
             build_automation_sensor(naming.name("automation"), target, plan.automation),
             *build_source_sensors(naming, plan, training_rows, valuation, retention),
+            *([build_alert_sensor(naming, alerts, [*made, *checks])] if alerts else []),
         ]
     schedule = plan.automation.schedule
     definitions = dg.Definitions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import dagster as dg
 
 # Raised when the meaning of a stored table changes: it is then made again.
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 # Files outside Dagster, of which sensors report what changed.
 TRAINING_FILES, TRAINING_SHARDS = "training_files", "training_shards"
 VALIDATION_FILES, MODEL_FILES = "validation_files", "model_files"
@@ -53,6 +53,26 @@ def resolved(
     }
 
 
+def overrides(
+    defined: Mapping[str, dg.ConfigurableResource[Any]],
+    in_run: Mapping[str, dg.ConfigurableResource[Any]],
+) -> dict[str, dict[str, Any]]:
+    """Return setting → "definition" and "run", of those that a run's configuration changed.
+
+    Args:
+        defined: name → resource as the definition has it.
+        in_run: name → resource as the run has it.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    for name, resource in in_run.items():
+        without = ("override_reason", "s3", "storage_options")
+        said = resolved(defined[name], without=without)
+        for field, value in resolved(resource, without=without).items():
+            if value != said[field]:
+                changed[f"{name}.{field}"] = {"definition": said[field], "run": value}
+    return changed
+
+
 # (spec, the asset's name in this graph) → the spec as the user wants it.
 Translation = Callable[[dg.AssetSpec, str], dg.AssetSpec]
 # Every asset that any graph of ours has.
@@ -84,6 +104,12 @@ class Naming:
     def shards(self) -> dg.PartitionsDefinition[str]:
         """The shards of raw data, one partition each."""
         return self.upstream_shards or dg.DynamicPartitionsDefinition(name=self.name("shards"))
+
+    @property
+    def dynamic_shards(self) -> str | None:
+        """The name of the shards' dynamic partitions; None if they are of another kind."""
+        shards = self.shards
+        return shards.name if isinstance(shards, dg.DynamicPartitionsDefinition) else None
 
     def registered(self, instance: dg.DagsterInstance) -> list[str]:
         """Return the shards that there are."""

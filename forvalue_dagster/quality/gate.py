@@ -1,25 +1,35 @@
 """The gate in front of a consumer: one line that holds in every run, whoever starts it.
 
 gate = require_certified(context)
+rows = gate.read()
+
+The rule: what is read is, byte for byte, what was certified. All it was made from, and all that was
+made from it on the way to the caller, is still in force. Whoever waives any of this says so, and
+why, and it is written down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dagster as dg
+import polars as pl
+from upath import UPath
 
-from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
+from forvalue_dagster.quality.certificate import CertificateError, certified_copy
+from forvalue_dagster.quality.lineage import Ancestry, changed_above
+from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, MadeFrom, Manifest
 from forvalue_dagster.quality.standing import (
+    FORCED_BECAUSE,
     Materialization,
     check_standing,
     latest_materialization,
 )
 
-Context = dg.AssetExecutionContext | dg.OpExecutionContext
-_BUILT_FROM = "dagster/input_event_pointer/"
+Context = dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
+Leniency = Literal["fail", "warn"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class GateReport:
         manifest: what it is made of; None if it has none and was forced.
         warnings: what was found and let through.
         forced: the reason of a deliberate override, None without one.
+        path: where the rows lie; None if the event log does not say.
     """
 
     dataset: dg.AssetKey
@@ -41,29 +52,69 @@ class GateReport:
     manifest: Manifest | None
     warnings: tuple[str, ...] = ()
     forced: str | None = None
+    path: str | None = None
+
+    def read(self, **storage_options: Any) -> pl.LazyFrame:
+        """Return the rows that were certified, whatever becomes of the file meanwhile.
+
+        They are copied to a temporary file, and the copy is held against the certificate's digest;
+        what is read later is the copy.
+
+        Args:
+            storage_options: of the file system, as fsspec names them (`Storage.options()`); by
+                default the ordinary chain of credentials.
+
+        Raises:
+            dagster.Failure: if the file is not the one that was certified.
+        """
+        digests = self.manifest.files if self.manifest is not None else {}
+        path = None if self.path is None else UPath(self.path, **storage_options)
+        if path is None or path.name not in digests:
+            raise dg.Failure(
+                f"The certificate of {self.dataset.to_user_string()} has no digest of its rows, so "
+                "nothing proves which they are. Materialise it again.",
+                allow_retries=False,
+            )
+        try:
+            return pl.scan_parquet(certified_copy(path, {digests[path.name]}))
+        except CertificateError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+
+
+@dataclass
+class _Findings:
+    objections: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, finding: str, leniency: Leniency = "fail") -> None:
+        (self.warnings if leniency == "warn" else self.objections).append(finding)
 
 
 def require_certified(
     context: Context,
-    dataset: dg.AssetKey | str | Sequence[str] = "filtered_dataset",
+    dataset: dg.AssetKey | str | Sequence[str] | None = None,
     *,
     checks: Sequence[str] = (),
-    stale: Literal["fail", "warn"] = "fail",
+    stale: Leniency = "fail",
+    provenance: Leniency = "fail",
     force: str | None = None,
 ) -> GateReport:
-    """Let an asset or op read a filtered dataset only if it is certified for what is read.
+    """Let an asset, op or check read a filtered dataset only if it is certified for what is read.
 
     Looked up in the event log at the moment of the call: the check `certified` passed for the
-    dataset's materialisation in force; its manifest has nothing against it; no shard in it was
-    made again or withdrawn since; what lies between the dataset and the caller was made from this
+    dataset's materialisation in force; its manifest has nothing against it; what it was made from
+    (rows, scores, profile, validation rows, their files as far as a sensor reported them, the
+    policy) is what is in force; what lies between the dataset and the caller was made from this
     materialisation; and every further check that is named passed for it.
 
     Args:
-        context: of the asset or op that is about to read.
-        dataset: key of the filtered dataset.
+        context: of the asset, op or check that is about to read.
+        dataset: key of the filtered dataset; by default the one that the caller is made from.
         checks: names of further checks of the dataset that must have passed.
-        stale: whether a shard that was made again after the dataset was built fails or warns; one
-            that was withdrawn always fails.
+        stale: whether it fails or warns if something that the dataset was made from is another by
+            now; a shard that was withdrawn always fails.
+        provenance: whether an asset between the dataset and the caller that does not say what it
+            was made from fails or warns.
         force: go on whatever was found, for this reason, which is written to the log and to the
             metadata of the caller's outputs.
 
@@ -73,7 +124,8 @@ def require_certified(
     """
     if force is not None and not force.strip():
         raise ValueError("force needs a reason, which is written to the metadata; got none.")
-    key = dg.AssetKey.from_coercible(dataset)
+    ancestry = Ancestry(context)
+    key = _dataset_of(ancestry) if dataset is None else dg.AssetKey.from_coercible(dataset)
     name = key.to_user_string()
     materialization = latest_materialization(context.instance, key)
     if materialization is None:
@@ -83,97 +135,133 @@ def require_certified(
             "to be read. Materialise it first.",
             allow_retries=False,
         )
-    objections, warnings = [], []
+    found = _Findings()
     for check in (CERTIFIED, *checks):
         standing = check_standing(context.instance, dg.AssetCheckKey(key, check), materialization)
         if not standing.holds:
-            objections.append(standing.summary)
+            found.add(standing.summary)
         elif standing.outcome == "warned":
-            warnings.append(standing.summary)
+            found.add(standing.summary, "warn")
     manifest = _manifest(materialization)
     if manifest is None:
-        objections.append(f"{name} carries no manifest; it was not made by the valuation graph")
+        found.add(f"{name} carries no manifest of this version; make it by the valuation graph")
     else:
-        objections += manifest.objections()
-        for finding in manifest.outdated(context.instance):
-            lenient = stale == "warn" and "withdrawn" not in finding
-            (warnings if lenient else objections).append(finding)
-    objections += _built_from_older(context, key, materialization)
+        for objection in manifest.objections():
+            found.add(objection)
+        for finding in _stale(ancestry, key, materialization, manifest):
+            found.add(finding, "fail" if "withdrawn" in finding else stale)
+        if manifest.overrides_allowed:
+            found.warnings += manifest.overridden
+    for finding, unknown in ancestry.behind(key):
+        found.add(finding, provenance if unknown else "fail")
+    path = materialization.metadata.get("path")
     report = GateReport(
-        key, materialization.storage_id, materialization.run_id, manifest, tuple(warnings)
+        key,
+        materialization.storage_id,
+        materialization.run_id,
+        manifest,
+        (*found.warnings, *found.objections),
+        force if found.objections else None,
+        None if path is None else str(path.value),
     )
-    for warning in warnings:
+    _let_through(context, report, found, force)
+    return report
+
+
+def _let_through(context: Context, report: GateReport, found: _Findings, force: str | None) -> None:
+    """Write down what was found, or fail."""
+    name = report.dataset.to_user_string()
+    for warning in found.warnings:
         context.log.warning(f"Gate of {name}: {warning}.")
-    if not objections:
-        _record(context, {"gate": f"{name} is certified (run {materialization.run_id})"})
-        return report
-    listing = "; ".join(dict.fromkeys(objections))
+    noted = {"gate_warnings": _table(found.warnings)} if found.warnings else {}
+    if not found.objections:
+        _record(context, {"gate": f"{name} is certified (run {report.run_id})", **noted})
+        return
+    listing = "; ".join(dict.fromkeys(found.objections))
     if force is None:
         raise dg.Failure(
             f"Gate: {name} must not be read: {listing}. Mend the data and materialise {name} "
             "again, or pass force= with a reason.",
-            metadata={"dataset": name, "objections": _table(objections)},
+            metadata={"dataset": name, "objections": _table(found.objections)},
             allow_retries=False,
         )
     context.log.warning(f"Gate of {name} overridden: {force}. It would have stopped: {listing}.")
     _record(
         context,
-        {"gate": "overridden", "gate_forced_because": force, "gate_objections": _table(objections)},
+        {
+            "gate": "overridden",
+            FORCED_BECAUSE: force,
+            "gate_objections": _table(found.objections),
+            **noted,
+        },
     )
-    return GateReport(
-        key,
-        materialization.storage_id,
-        materialization.run_id,
-        manifest,
-        (*warnings, *objections),
-        force,
+    # On the dataset's own page, too, where it is looked for; an op's outputs have none.
+    op: Any = getattr(context, "op_execution_context", context)
+    op.log_event(
+        dg.AssetObservation(
+            report.dataset, metadata={FORCED_BECAUSE: force, "run": context.run.run_id}
+        )
+    )
+
+
+def _dataset_of(ancestry: Ancestry) -> dg.AssetKey:
+    """Return the one dataset that the caller is made from, or the one there is."""
+    found = ancestry.datasets()
+    if not found and not ancestry.is_asset:
+        # An op is made from nothing: so the only dataset of its project is meant.
+        found = ancestry.certified_assets() or [dg.AssetKey("filtered_dataset")]
+    if len(found) == 1:
+        return found[0]
+    named = ", ".join(key.to_user_string() for key in found)
+    raise dg.Failure(
+        (f"Several filtered datasets could be meant: {named}. " if found else "")
+        + ("" if found else "The caller is made from no filtered dataset. ")
+        + "Name the one that is about to be read: require_certified(context, 'its/key').",
+        allow_retries=False,
     )
 
 
 def _manifest(materialization: Materialization) -> Manifest | None:
     stored = materialization.metadata.get(MANIFEST)
-    return Manifest.from_json(stored.data) if isinstance(stored, dg.JsonMetadataValue) else None  # type: ignore[arg-type]
+    if not isinstance(stored, dg.JsonMetadataValue):
+        return None
+    try:
+        return Manifest.from_json(stored.data)  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        return None
 
 
-def _built_from_older(
-    context: Context, dataset: dg.AssetKey, materialization: Materialization
+def _stale(
+    ancestry: Ancestry, key: dg.AssetKey, materialization: Materialization, manifest: Manifest
 ) -> Iterator[str]:
-    """Yield each asset between the dataset and the caller that was made from an older dataset.
-
-    Dagster tags a materialisation with those it was made from; so the way up needs no graph.
-    """
-    if not isinstance(context, dg.AssetExecutionContext):
-        return
-    waiting = [parent for deps in context.assets_def.asset_deps.values() for parent in deps]
-    seen = {dataset, *context.assets_def.keys}
-    while waiting:
-        key = waiting.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        made = latest_materialization(context.instance, key)
-        for tag, pointer in made.tags.items() if made else ():
-            if not tag.startswith(_BUILT_FROM):
-                continue
-            parent = dg.AssetKey.from_user_string(tag.removeprefix(_BUILT_FROM))
-            if parent != dataset:
-                waiting.append(parent)
-            elif pointer == "NULL" or int(pointer) < materialization.storage_id:
-                yield (
-                    f"{key.to_user_string()} was made from an older materialisation of "
-                    f"{dataset.to_user_string()}; materialise it again"
-                )
+    """Yield what the certificate rests on and is another one by now."""
+    yield from manifest.outdated(ancestry.instance)
+    yield from changed_above(ancestry.instance, manifest.made_from)
+    made_from = [(key.to_user_string(), MadeFrom.of(materialization))]
+    for entry in manifest.shards:
+        made_from += entry.made_from.items() if entry.passed else ()
+    made_from += manifest.made_from.items()
+    for name in ancestry.configured_anew({(name, made.code_version) for name, made in made_from}):
+        yield (
+            f"the configuration of {name} (its policy, settings or code) is another one than it "
+            "was made with"
+        )
 
 
 def _record(context: Context, metadata: dict[str, Any]) -> None:
-    """Write to every output of the caller."""
+    """Write to every output of the caller; a check's has no metadata before its result."""
+    if isinstance(context, dg.AssetCheckExecutionContext):
+        context.log.info(f"Gate: {metadata['gate']}.")
+        return
     chosen = (
-        context.selected_output_names
+        set(context.selected_output_names)
         if isinstance(context, dg.AssetExecutionContext)
-        else [output.name for output in context.op_def.output_defs]
+        else {output.name for output in context.op_def.output_defs}
     )
-    for name in chosen:
-        context.add_output_metadata(metadata, output_name=name)
+    for output in context.op_def.output_defs:
+        # What a dynamic output's mappings are called is not known yet.
+        if output.name in chosen and not output.is_dynamic:
+            context.add_output_metadata(metadata, output_name=output.name)
 
 
 def _table(findings: Sequence[str]) -> dg.TableMetadataValue:

@@ -2,15 +2,17 @@
 
 A blocking check protects the run that it is part of. Whoever starts another run must ask whether
 the last execution of the check passed *for the materialisation about to be read*. Public API of
-Dagster answers that in automation conditions only. What is not public is used here and nowhere
-else: the history of a check's executions in the event log, the materialisation that an evaluation
-names as its target, and the tags that name what a materialisation was made from.
+Dagster answers that in automation conditions only. What is not public is used here and in
+`event_log.py`, and nowhere else: the history of a check's executions in the event log, the
+materialisation that an evaluation names as its target, and the tags that name what a
+materialisation was made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 import dagster as dg
@@ -18,8 +20,15 @@ import dagster as dg
 Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missing", "outdated"]
 
 DATA_VERSION = "dagster/data_version"
+# Metadata: the state of the files that rows were read from; a sensor reports the same states.
+FILE_STATE = "file_state"
+# Metadata of an observation of a dataset: its gate was overridden, for this reason.
+FORCED_BECAUSE = "gate_forced_because"
 
-# How far back to look past runs that were to rebuild an asset and failed.
+_CODE_VERSION = "dagster/code_version"
+_INPUT_VERSION = "dagster/input_data_version/"
+_INPUT_POINTER = "dagster/input_event_pointer/"
+# Executions of a check that are looked at in one query.
 _HISTORY = 25
 
 _SAID: dict[Outcome, str] = {
@@ -31,6 +40,33 @@ _SAID: dict[Outcome, str] = {
     "missing": "was never executed",
     "outdated": "was executed for an older materialisation only",
 }
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a materialisation was made from, of one asset.
+
+    Attributes:
+        storage_id: the event log ended here for that asset; None if there was nothing, or if it is
+            not known.
+        data_version: the content.
+    """
+
+    storage_id: int | None
+    data_version: str
+
+    def is_still(self, now: Materialization) -> bool:
+        """Whether what is in force of that asset is what was read.
+
+        Of a source that nothing had been reported of, the first report is not a change.
+        """
+        if self.storage_id is None and self.data_version == "INITIAL":
+            return True
+        if self.storage_id is not None and now.storage_id <= self.storage_id:
+            return True
+        # Of partitions Dagster keeps the hash of their versions, one after the other.
+        hashed = sha256(now.data_version.encode()).hexdigest()
+        return self.data_version in (now.data_version, hashed)
 
 
 @dataclass(frozen=True)
@@ -51,10 +87,37 @@ class Materialization:
     metadata: Mapping[str, dg.MetadataValue[Any]]
     tags: Mapping[str, str]
 
+    @classmethod
+    def plain(cls, storage_id: int, data_version: str) -> Materialization:
+        """Return one of which no more is known."""
+        return cls(storage_id, "", 0.0, {}, {DATA_VERSION: data_version})
+
     @property
     def data_version(self) -> str:
         """Another one whenever the content is another."""
         return self.tags.get(DATA_VERSION, str(self.storage_id))
+
+    @property
+    def code_version(self) -> str:
+        """Of the code, and the settings, that made it."""
+        return self.tags.get(_CODE_VERSION, "")
+
+    @property
+    def inputs(self) -> dict[dg.AssetKey, Read]:
+        """What it was made from; empty if that is not known, or it was made from nothing."""
+        found = {}
+        state = self.metadata.get(FILE_STATE)
+        for tag, pointer in self.tags.items():
+            if not tag.startswith(_INPUT_POINTER):
+                continue
+            name = tag.removeprefix(_INPUT_POINTER)
+            version = self.tags.get(_INPUT_VERSION + name, "INITIAL")
+            read = Read(None if pointer == "NULL" else int(pointer), version)
+            # Files may have been read before, or after, a sensor reported them.
+            found[dg.AssetKey.from_user_string(name)] = (
+                read if state is None else Read(None, str(state.value))
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -153,13 +216,13 @@ def provenance(
     context: dg.AssetExecutionContext, key: dg.AssetKey, partition: str
 ) -> dict[str, str]:
     """Return the tags of a materialisation as Dagster gives them: code version, parents."""
-    tags = {"dagster/code_version": context.assets_def.code_versions_by_key[key] or ""}
+    tags = {_CODE_VERSION: context.assets_def.code_versions_by_key[key] or ""}
     for parent in context.assets_def.asset_deps[key]:
         made = latest_materialization(context.instance, parent, partition)
         made = made or latest_materialization(context.instance, parent)
         name = parent.to_user_string()
-        tags[f"dagster/input_data_version/{name}"] = made.data_version if made else "INITIAL"
-        tags[f"dagster/input_event_pointer/{name}"] = str(made.storage_id) if made else "NULL"
+        tags[_INPUT_VERSION + name] = made.data_version if made else "INITIAL"
+        tags[_INPUT_POINTER + name] = str(made.storage_id) if made else "NULL"
     return tags | {"dagster/data_version_is_user_provided": "true"}
 
 
@@ -179,12 +242,8 @@ def check_standing(
     """
     from dagster._core.storage.event_log import base
 
-    history = instance.event_log_storage.get_asset_check_execution_history(
-        key,
-        limit=_HISTORY,
-        partition_filter=base.PartitionKeyFilter(key=partition),  # type: ignore[attr-defined]
-    )
-    for record in history:
+    only = base.PartitionKeyFilter(key=partition)  # type: ignore[attr-defined]
+    for record in executions(instance, key, only):
         evaluation = record.evaluation
         if record.status.value == "PLANNED" or evaluation is None:
             run = instance.get_run_by_id(record.run_id)
@@ -202,11 +261,30 @@ def check_standing(
         )
         outcome: Outcome = "outdated"
         if ours:
-            warned = evaluation.severity == dg.AssetCheckSeverity.WARN
-            outcome = "passed" if evaluation.passed else "warned" if warned else "failed"
+            outcome = outcome_of(evaluation)
         description = (evaluation.description or "").rstrip(".")
         return CheckStanding(key.name, key.asset_key, partition, outcome, description)
     return CheckStanding(key.name, key.asset_key, partition, "missing", "")
+
+
+def outcome_of(evaluation: dg.AssetCheckEvaluation) -> Outcome:
+    """Return what an evaluation came to."""
+    if evaluation.passed:
+        return "passed"
+    return "warned" if evaluation.severity == dg.AssetCheckSeverity.WARN else "failed"
+
+
+def executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -> Iterator[Any]:
+    """Yield executions of a check, the last one first; of one partition only, or of all."""
+    cursor = None
+    while True:
+        page = instance.event_log_storage.get_asset_check_execution_history(
+            key, limit=_HISTORY, cursor=cursor, partition_filter=only
+        )
+        yield from page
+        if len(page) < _HISTORY:
+            return
+        cursor = page[-1].id
 
 
 def _failed_to_rebuild(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from upath import UPath
@@ -27,9 +29,9 @@ def is_abandoned(path: UPath) -> bool:
 def atomic_write(path: UPath) -> Iterator[IO[bytes]]:
     """Open a binary stream whose content appears at `path` when the block ends, or not at all.
 
-    Locally the content goes to a hidden sibling that then takes the name, replacing what had it.
-    Object stores show an object only when its upload is complete, so they are written directly;
-    if the block raises, the upload is discarded.
+    It can be read and written anywhere. Locally it is a hidden sibling that then takes the name,
+    replacing what had it. For an object store it is a temporary file that is then uploaded: the
+    store shows an object only when its upload is complete.
 
     Args:
         path: the file; its folder is made if need be.
@@ -38,23 +40,30 @@ def atomic_write(path: UPath) -> Iterator[IO[bytes]]:
         OSError: if it cannot be written; PermissionError or FileNotFoundError where that is why.
     """
     if path.protocol not in ("", "file", "local"):
-        try:
-            with path.fs.transaction, path.fs.open(path.path, "wb") as stream:
-                yield stream
-        except OSError as error:
-            raise type(error)(
-                f"{path} cannot be written: {error}. Expected a bucket that exists, credentials "
-                "that may write to it, and a server that answers; passing errors were tried again."
-            ) from error
+        with TemporaryFile() as local:
+            yield local
+            local.seek(0)
+            _upload(local, path)
         return
     target = Path(path.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with scratch.open("xb") as stream:
+        with scratch.open("x+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _upload(stream: IO[bytes], path: UPath) -> None:
+    try:
+        with path.fs.transaction, path.fs.open(path.path, "wb") as remote:
+            shutil.copyfileobj(stream, remote, 1 << 20)
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written: {error}. Expected a bucket that exists, credentials "
+            "that may write to it, and a server that answers; passing errors were tried again."
+        ) from error

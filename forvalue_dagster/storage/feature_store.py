@@ -14,6 +14,7 @@ from upath import UPath
 from forvalue_dagster.engine.lines import lines_to_reuse
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import scan_table
+from forvalue_dagster.storage.seal import check_parquet_stream
 
 _KEYS = ["sample_id", "fingerprint", "reason"]
 _log = logging.getLogger(__name__)
@@ -86,7 +87,9 @@ class FeatureStore:
             return pl.concat(found)
 
     def _scan_keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
-        keys = scan_table(self.storage, *paths, named=True).filter(lines_to_reuse(mark))
+        # Not held against their seals: a wrong key finds nothing in the file that `_read` checks.
+        files = scan_table(self.storage, *paths, named=True, checked=True)
+        keys = files.filter(lines_to_reuse(mark))
         if self.wanted is not None:
             keys = keys.filter(pl.col("sample_id").is_in(self.wanted.implode()))
         name = pl.col("file").str.split("/").list.last()
@@ -95,7 +98,9 @@ class FeatureStore:
     def _read(self, path: UPath, mark: str, sample_ids: set[str]) -> Iterator[pl.DataFrame]:
         left = set(sample_ids)
         try:
-            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+            with path.open("rb") as stream:
+                check_parquet_stream(stream, path.name)
+                file = pq.ParquetFile(stream)
                 for group in range(file.num_row_groups):
                     keys = pl.DataFrame(file.read_row_group(group, columns=_KEYS))
                     chosen = keys.with_row_index("line").filter(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
-from pydantic import Field
+from pydantic import Field, field_validator
 from upath import UPath
 
 from forvalue_dagster.storage.in_yaml import InYaml
 
 
-class Storage(dg.ConfigurableResource["Storage"], InYaml, extra="forbid"):
+class Storage(
+    dg.ConfigurableResource["Storage"], InYaml, extra="forbid", hide_input_in_errors=True
+):
     """Where the graph's files lie.
 
     Under s3:// credentials are found in the ordinary way (environment, profile, role of the
@@ -28,6 +31,18 @@ class Storage(dg.ConfigurableResource["Storage"], InYaml, extra="forbid"):
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to universal-pathlib, for other object stores."
     )
+
+    @field_validator("base_dir")
+    @classmethod
+    def without_credentials(cls, value: str) -> str:
+        """Refuse an address with a user or a password in it, which paths would show everywhere."""
+        if shown(value) != value:
+            raise ValueError(
+                "base_dir holds a user or a password, which would be shown in errors and in the "
+                "event log; expected an address without, and credentials by the ordinary chain or "
+                "as an EnvVar of a resource"
+            )
+        return value
 
     def options(self) -> dict[str, Any]:
         """Return the options of the file system, as fsspec names them."""
@@ -60,3 +75,8 @@ def s3_options(s3: S3Resource) -> dict[str, Any]:
         "config_kwargs": {"retries": {"max_attempts": s3.max_attempts, "mode": "standard"}},
     }
     return {name: value for name, value in options.items() if value}
+
+
+def shown(address: str) -> str:
+    """Return an address as it may be shown: without a user or a password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", address)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, get_origin
 
 import dagster as dg
@@ -15,15 +16,36 @@ from dagster_polars.io_managers.parquet import _remap_fsspec_storage_options
 from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.in_force import FILE_DIGEST, ReadsInForce
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parts import StoredParts
+from forvalue_dagster.storage.seal import check_parquet, seal_parquet
 
 
-class ParquetIOManager(PolarsParquetIOManager):
+@dataclass(frozen=True)
+class StoredTable:
+    """A table that lies where the I/O manager would write it.
+
+    Attributes:
+        path: of the file.
+        digest: the SHA-256 of the file.
+        schema: its columns.
+        rows: how many.
+    """
+
+    path: UPath
+    digest: str
+    schema: pl.Schema
+    rows: int
+
+
+class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
     """Reads and writes polars frames below the storage's folder, one file an asset or partition.
 
-    A file is replaced whole. Metadata shows the schema and the number of rows, and never a
-    sample or a minimum or maximum: training text stays out of the event log.
+    A file is replaced whole and carries a seal. What is read is held against its seal, and against
+    the digest that the event log has of the materialisation in force. Metadata shows the schema
+    and the number of rows, and never a sample or a minimum or maximum: training text stays out of
+    the event log.
     """
 
     storage: Storage
@@ -34,25 +56,35 @@ class ParquetIOManager(PolarsParquetIOManager):
 
     def write_df_to_path(self, context: dg.OutputContext, df: pl.DataFrame, path: UPath) -> None:
         """Write a frame."""
-        write_table(path, df)
+        context.add_output_metadata({FILE_DIGEST: write_table(path, df)})
 
     def sink_df_to_path(self, context: dg.OutputContext, df: pl.LazyFrame, path: UPath) -> None:
         """Write a lazy frame without holding it."""
-        with atomic_write(path) as stream:
-            df.sink_parquet(stream, compression="zstd")
+        context.add_output_metadata({FILE_DIGEST: write_table(path, df)})
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Write a frame, or the parts of a table one row group each; these are then removed."""
-        if isinstance(obj, StoredParts):
-            write_table(path, obj)
+        if isinstance(obj, StoredTable):
+            if str(obj.path) != str(path):
+                raise ValueError(
+                    f"{obj.path} was written, but {path} is where this I/O manager reads; expected "
+                    "the resources storage and parquet_io_manager to name the same folder."
+                )
+            context.add_output_metadata({FILE_DIGEST: obj.digest})
+        elif isinstance(obj, StoredParts):
+            context.add_output_metadata({FILE_DIGEST: write_table(path, obj)})
         else:
             super().dump_to_path(context, obj, path)
+
+    def checked_digest(self, path: UPath) -> str:
+        """Return a file's SHA-256."""
+        return check_parquet(path)
 
     def scan_df_from_path(
         self, path: UPath, context: dg.InputContext, partition_key: str | None = None
     ) -> pl.LazyFrame:
         """Scan a file; dagster-polars 0.27.12 passes arguments that polars 2 has dropped."""
-        return scan_table(self.storage, path)
+        return scan_table(self.storage, path, checked=True)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Load an asset or partition; a fan-in is a mapping also of one partition, or of none."""
@@ -66,22 +98,40 @@ class ParquetIOManager(PolarsParquetIOManager):
         return {key: frame for key, frame in loaded.items() if frame is not None}
 
     def get_metadata(
-        self, context: dg.OutputContext, obj: pl.DataFrame | pl.LazyFrame | StoredParts | None
+        self,
+        context: dg.OutputContext,
+        obj: pl.DataFrame | pl.LazyFrame | StoredParts | StoredTable | None,
     ) -> dict[str, dg.MetadataValue]:
         """Describe the columns and count the rows."""
         if obj is None:
             return {}
-        schema = obj.schema if isinstance(obj, StoredParts) else obj.collect_schema()
+        schema = obj.collect_schema() if isinstance(obj, pl.LazyFrame) else obj.schema
         assert schema is not None  # a table of parts has at least one
         descriptions = context.definition_metadata.get("descriptions", {})
         metadata: dict[str, dg.MetadataValue] = {
             "dagster/column_schema": describe_columns(schema, descriptions)
         }
+        if isinstance(obj, StoredTable):
+            metadata["dagster/row_count"] = dg.MetadataValue.int(obj.rows)
         if isinstance(obj, pl.DataFrame):
             partitioned = context.has_partition_key
             name = "dagster/partition_row_count" if partitioned else "dagster/row_count"
             metadata[name] = dg.MetadataValue.int(len(obj))
         return metadata
+
+
+def file_path(storage: Storage, key: dg.AssetKey, suffix: str) -> UPath:
+    """Return where a file of an asset without partitions lies."""
+    path: UPath = storage.path(*key.path[:-1], f"{key.path[-1]}{suffix}")
+    return path
+
+
+def store_table(path: UPath, table: pl.LazyFrame) -> StoredTable:
+    """Write a table where the I/O manager would write it."""
+    digest = write_table(path, table)
+    with path.open("rb") as stream:
+        rows = pq.read_metadata(stream).num_rows
+    return StoredTable(path, digest, table.collect_schema(), rows)
 
 
 def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
@@ -90,11 +140,23 @@ def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
     return path
 
 
-def scan_table(storage: Storage, *paths: UPath, named: bool = False) -> pl.LazyFrame:
-    """Scan Parquet files; under s3:// polars reads the ranges that it needs by itself.
+def scan_table(
+    storage: Storage, *paths: UPath, named: bool = False, checked: bool = False
+) -> pl.LazyFrame:
+    """Scan Parquet files of ours; under s3:// polars reads the ranges that it needs by itself.
 
-    With `named`, a column `file` tells which file a line comes from.
+    Args:
+        storage: that holds them.
+        paths: of the files.
+        named: whether a column `file` shall tell which file a line comes from.
+        checked: whether they were held against their seals already.
+
+    Raises:
+        DamagedFileError: if a file is not what was written.
     """
+    if not checked:
+        for path in paths:
+            check_parquet(path)
     options = _remap_fsspec_storage_options(storage.options()) or {}
     if str(options.get("aws_endpoint_url", "")).startswith("http://"):
         options["aws_allow_http"] = "true"
@@ -110,18 +172,31 @@ def scan_table(storage: Storage, *paths: UPath, named: bool = False) -> pl.LazyF
 
 
 @contextmanager
-def unchanged(path: UPath) -> Iterator[None]:
-    """Refuse what was read of a file inside the block if the file was replaced meanwhile.
+def unchanged(*paths: UPath) -> Iterator[None]:
+    """Refuse what was read of files inside the block if one was replaced meanwhile.
 
     A scan makes several requests: under s3:// it could mix two states of an object.
 
     Raises:
         OSError: naming the file.
     """
-    before = _state(path)
+    before = _states(paths)
     yield
-    if _state(path) != before:
-        raise OSError(f"{path} was replaced while it was read; start the run again.")
+    after = _states(paths)
+    for path in paths:
+        if before[path] != after[path]:
+            raise OSError(f"{path} was replaced while it was read; start the run again.")
+
+
+def _states(paths: Sequence[UPath]) -> dict[UPath, object]:
+    if len(paths) > 1 and paths[0].protocol == "s3":
+        # One listing, not a request for each.
+        listed: dict[str, object] = {}
+        for folder in {path.parent for path in paths}:
+            found = folder.fs.ls(folder.path, detail=True, refresh=True)
+            listed |= {entry["name"]: entry.get("ETag") for entry in found}
+        return {path: listed.get(path.path.rstrip("/")) for path in paths}
+    return {path: _state(path) for path in paths}
 
 
 def _state(path: UPath) -> object:
@@ -130,15 +205,23 @@ def _state(path: UPath) -> object:
     return path.stat().st_mtime_ns if path.protocol in ("", "file", "local") else path.stat()
 
 
-def write_table(path: UPath, table: pl.DataFrame | StoredParts) -> None:
-    """Replace a Parquet file whole; parts become a row group each, and are then removed."""
+def write_table(path: UPath, table: pl.DataFrame | pl.LazyFrame | StoredParts) -> str:
+    """Replace a Parquet file whole, and return its SHA-256.
+
+    A lazy frame is written without being held; parts become a row group each, and are then
+    removed.
+    """
     with atomic_write(path) as stream:
         if isinstance(table, StoredParts):
             write_parts(stream, table.frames())
+        elif isinstance(table, pl.LazyFrame):
+            table.sink_parquet(stream, compression="zstd")
         else:
             table.write_parquet(stream, compression="zstd")
+        digest = seal_parquet(stream)
     if isinstance(table, StoredParts):
         table.clear()
+    return digest
 
 
 def describe_columns(

@@ -13,6 +13,7 @@ from upath import UPath
 
 from forvalue_dagster.engine.lines import placed
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.seal import DamagedFileError, check_parquet_stream, seal_parquet
 
 _BUDGET = "forvalue_dagster.token_budget"
 
@@ -51,12 +52,11 @@ class StoredParts:
         if path is None:
             return None
         try:
+            part = _read(path)
             with path.open("rb") as stream:
                 budget = pl.read_parquet_metadata(stream)[_BUDGET]
-            with path.open("rb") as stream:
-                part = pl.read_parquet(stream)
-        except FileNotFoundError:
-            return None  # the other attempt has come to its end
+        except (FileNotFoundError, DamagedFileError):
+            return None  # the other attempt has come to its end; or it is to be made again
         if path.parent.name == self.attempt:
             self._count(key, part)
         else:
@@ -68,13 +68,13 @@ class StoredParts:
         """Keep a finished part."""
         with atomic_write(self._path(key)) as stream:
             part.write_parquet(stream, compression="zstd", metadata={_BUDGET: budget})
+            seal_parquet(stream)
         self._count(key, part)
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Read the table's parts again, one at a time, repeated rows laid out."""
         for key in self.keys:
-            with self._path(key).open("rb") as stream:
-                part = pl.read_parquet(stream)
+            part = _read(self._path(key))
             yield from [part] if self.places is None else placed(part, self.places)
 
     def clear(self) -> None:
@@ -113,3 +113,10 @@ class StoredParts:
     def _remove(folder: UPath) -> None:
         if folder.exists():
             folder.fs.rm(folder.path, recursive=True)
+
+
+def _read(path: UPath) -> pl.DataFrame:
+    with path.open("rb") as stream:
+        check_parquet_stream(stream, str(path))
+        stream.seek(0)
+        return pl.read_parquet(stream)

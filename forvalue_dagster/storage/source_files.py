@@ -16,6 +16,7 @@ from upath import UPath
 
 from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.data.images import ImageFolder, local_images
+from forvalue_dagster.storage.location import shown
 
 
 class SourceFiles(Protocol):
@@ -46,15 +47,21 @@ class SourceFiles(Protocol):
 
 def remote_images(uri: str) -> ImageFolder:
     """Return any place that fsspec reads (https://, gs://, …) as a folder of images."""
-    root = UPath(uri)
+    root, place = UPath(uri), shown(uri).rstrip("/")
 
     def read(path: str) -> bytes | None:
         try:
             return bytes((root / path).read_bytes())
         except FileNotFoundError:
             return None
+        except Exception as error:
+            # Without its text, which may hold the address with its password.
+            raise DataFileError(
+                f"{place} cannot be read: {type(error).__name__}. Expected a server that answers, "
+                "and a right to read."
+            ) from None
 
-    return ImageFolder(uri.rstrip("/"), read)
+    return ImageFolder(place, read)
 
 
 def state_of(states: dict[str, str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
@@ -11,12 +13,12 @@ from pydantic import PrivateAttr
 from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
+from forvalue_dagster.storage.in_force import FILE_DIGEST, ReadsInForce
 from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.seal import TENSOR_ENTRY, UNSEALED, check_tensors, seal_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_METADATA_KEY = "forvalue_dagster"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TensorFile:
     metadata: dict[str, Any]
 
 
-class TensorIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
+class TensorIOManager(dg.ConfigurableIOManager, ReadsInForce):
     """Reads and writes `TensorFile` below the storage's folder, replaced whole."""
 
     storage: Storage
@@ -43,30 +45,57 @@ class TensorIOManager(dg.ConfigurableIOManager, dg.UPathIOManager):
         """Resolve the base folder."""
         self._base_path = self.storage.path()
 
+    def checked_digest(self, path: UPath) -> str:
+        """Return a file's SHA-256."""
+        return check_tensor_file(path)
+
     def dump_to_path(self, context: dg.OutputContext, obj: TensorFile, path: UPath) -> None:
         """Write the tensors."""
-        from safetensors.torch import save
-
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in obj.tensors.items()}
-        metadata = {_METADATA_KEY: json.dumps(obj.metadata, sort_keys=True)}
-        with atomic_write(path) as stream:
-            stream.write(save(tensors, metadata))
+        context.add_output_metadata({FILE_DIGEST: write_tensors(path, obj)})
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> TensorFile:
         """Read the tensors; a local file is mapped, not copied."""
         return load_tensors(path)
 
 
+def write_tensors(path: UPath, obj: TensorFile) -> str:
+    """Replace a file of tensors whole, and return its SHA-256."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in obj.tensors.items()}
+    metadata = {TENSOR_ENTRY: UNSEALED + json.dumps(obj.metadata, sort_keys=True)}
+    content, digest = seal_tensors(save(tensors, metadata))
+    with atomic_write(path) as stream:
+        stream.write(content)
+    return digest
+
+
+def check_tensor_file(path: UPath) -> str:
+    """Return the SHA-256 of a file of tensors; DamagedFileError if it is not what was written."""
+    with path.open("rb") as stream:
+        return check_tensors(stream, str(path))
+
+
 def load_tensors(path: UPath) -> TensorFile:
-    """Read one file of tensors."""
+    """Read one file of tensors.
+
+    Raises:
+        DamagedFileError: if it is not what was written.
+    """
     from safetensors import safe_open
     from safetensors.torch import load
 
     if path.protocol in ("", "file", "local"):
+        check_tensor_file(path)
         with safe_open(path.path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            metadata = _metadata(file.metadata() or {})
             return TensorFile({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
     content = path.read_bytes()
+    check_tensors(BytesIO(content), str(path))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    text = header.get("__metadata__", {}).get(_METADATA_KEY, "{}")
-    return TensorFile(load(content), json.loads(text))
+    return TensorFile(load(content), _metadata(header.get("__metadata__", {})))
+
+
+def _metadata(header: Mapping[str, str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads(header[TENSOR_ENTRY][len(UNSEALED) :])
+    return metadata

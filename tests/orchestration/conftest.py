@@ -174,3 +174,20 @@ def project(tmp_path: Path, model_directory: Path, instances: Instances) -> Iter
         made.write("train/good.jsonl", made.rows(30, made.likely, seed=1))
         made.write("train/bad.jsonl", made.rows(20, made.unlikely, seed=2))
         yield made
+
+
+@pytest.fixture(scope="module")
+def valued(
+    tmp_path_factory: pytest.TempPathFactory, model_directory: Path, instances: Instances
+) -> Path:
+    """A project with a profile and three valued shards, of which one is noise."""
+    folder = tmp_path_factory.mktemp("valued")
+    with instances.open(folder) as instance:
+        made = Project(folder, model_directory, instance)
+        made.write("validation.jsonl", made.rows(40, LIKELY, seed=0))
+        made.write("train/good.jsonl", made.rows(30, LIKELY, seed=1))
+        made.write("train/other.jsonl", made.rows(20, LIKELY, seed=3))
+        made.write("train/bad.jsonl", made.rows(20, UNLIKELY, seed=2))
+        assert made.run("forvalue_profile").success
+        assert [run.success for run in made.value("good", "other", "bad")] == [True, True, False]
+    return folder

@@ -5,6 +5,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -18,19 +19,21 @@ from forvalue_dagster.orchestration.assets.decision import (
     policy_in_force,
     stop_or_exclude,
 )
-from forvalue_dagster.orchestration.assets.filtered_rows import (
-    dropped_lines,
-    kept_lines,
-    with_text,
-    write_lines,
-)
+from forvalue_dagster.orchestration.assets.filtered_rows import store_rows, write_lines
+from forvalue_dagster.orchestration.assets.made_of import shared, show_overrides, traced
 from forvalue_dagster.orchestration.assets.refining import describe_refinement, refine_shards
 from forvalue_dagster.orchestration.automation.conditions import fan_in
 from forvalue_dagster.orchestration.checks.judging import StoredProbe, judge_shards, shard_table
 from forvalue_dagster.orchestration.checks.selection import SELECTION, check_selection
 from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.display.report import build_report, render_report
-from forvalue_dagster.orchestration.naming import TRAINING_SHARDS, Naming, code_version, resolved
+from forvalue_dagster.orchestration.naming import (
+    TRAINING_SHARDS,
+    Naming,
+    code_version,
+    overrides,
+    resolved,
+)
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.policies import (
     GatePolicy,
@@ -39,15 +42,29 @@ from forvalue_dagster.orchestration.options.policies import (
 )
 from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, Valuation, settings
 from forvalue_dagster.orchestration.trained_adapter import model_dependency
+from forvalue_dagster.quality.certificate import signed
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
 from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.parquet import (
+    StoredTable,
+    file_path,
+    table_path,
+    unchanged,
+)
 from forvalue_dagster.storage.tensors import TensorFile
 
+Policies = dict[str, dg.ConfigurableResource[Any]]
+# One for all instances: names of types are unique in a project.
+_TABLE = dg.PythonObjectDagsterType(StoredTable)
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
 
 def build_filtered_dataset(
-    naming: Naming, plan: Plan, selection: SelectionPolicy, gate: GatePolicy
+    naming: Naming,
+    plan: Plan,
+    selection: SelectionPolicy,
+    gate: GatePolicy,
+    storage: Storage,
 ) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
@@ -62,14 +79,17 @@ def build_filtered_dataset(
         plan: of the graph.
         selection: which rows are kept.
         gate: decides, among other things, what automation waits for.
+        storage: where files lie.
     """
+    defined: Policies = {"gate": gate, "selection": selection, "storage": storage}
+    allows_overrides = gate.allow_overrides
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
     # A shard that is registered but not valued yet is named in the manifest, not an I/O error.
     every_shard = {"allow_missing_partitions": True}
     refining = plan.refine is not None
     table: dict[str, Any] = {
-        "dagster_type": pl.LazyFrame,
+        "dagster_type": _TABLE,
         "io_manager_key": naming.resource("parquet_io_manager"),
         "code_version": code_version(
             resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
@@ -138,7 +158,7 @@ def build_filtered_dataset(
         warnings: WarningPolicy,
         storage: Storage,
         valuation: Valuation,
-    ) -> Iterator[dg.Output[pl.LazyFrame] | dg.AssetCheckResult]:
+    ) -> Iterator[dg.Output[StoredTable] | dg.AssetCheckResult]:
         scores = {
             shard: table.collect()
             for shard, table in sorted(value_scores.items())
@@ -147,9 +167,12 @@ def build_filtered_dataset(
         registered = naming.registered(context.instance)
         missing = sorted(set(registered) - set(scores))
         probe = StoredProbe.of(validation_profile)
-        entries = judge_shards(
-            context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
-        )
+        entries = [
+            traced(context.instance, entry, naming, plan)
+            for entry in judge_shards(
+                context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
+            )
+        ]
         stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
         policy = policy_in_force(context, selection, entries)
 
@@ -174,25 +197,38 @@ def build_filtered_dataset(
         decided = decide(scores, entries, policy)
         kept = decided.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
         dropped = decided.filter(pl.col("drop_reason").is_not_null())
+        raw_key = naming.key("raw_finetuning_data")
+        with unchanged(*(table_path(storage, raw_key, shard) for shard in scores)):
+            tables, digests = store_rows(
+                storage, raw_finetuning_data, (filtered_key, kept), (dropped_key, dropped)
+            )
         manifest = Manifest(
             shards=tuple(entries),
             missing_shards=tuple(missing),
             on_blocked_shard=gate.on_blocked_shard,
-            partitions=None if naming.upstream_shards else naming.name("shards"),
+            partitions=naming.dynamic_shards,
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
             selection=asdict(policy),
             refinement=None if refinement is None else asdict(refinement),
+            policy=resolved(gate, without=("allow_overrides", "override_reason")),
+            overrides=overrides(
+                defined, {"gate": gate, "selection": selection, "storage": storage}
+            ),
+            overrides_allowed=allows_overrides,
+            override_reason=gate.override_reason,
+            made_from=shared(context.instance, naming, plan),
+            files=digests,
+            dataset=filtered_key.to_user_string(),
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         files = {
-            "json_lines": storage.path(*filtered_key.path).with_suffix(".jsonl"),
-            "dropped_json_lines": storage.path(*dropped_key.path).with_suffix(".jsonl"),
-            "manifest_file": storage.path(*filtered_key.path).with_suffix(".manifest.json"),
-            "report": storage.path(*filtered_key.path).with_suffix(".report.html"),
-            "report_json": storage.path(*filtered_key.path).with_suffix(".report.json"),
+            "json_lines": file_path(storage, filtered_key, ".jsonl"),
+            "dropped_json_lines": file_path(storage, dropped_key, ".jsonl"),
+            "manifest_file": file_path(storage, filtered_key, ".manifest.json"),
+            "report": file_path(storage, filtered_key, ".report.html"),
+            "report_json": file_path(storage, filtered_key, ".report.json"),
         }
-        write_lines(files["json_lines"], kept_lines(raw_finetuning_data, kept))
-        write_lines(files["dropped_json_lines"], dropped_lines(raw_finetuning_data, dropped))
-        plain = manifest.to_json()
+        plain = signed(manifest.to_json())
         write_lines(files["manifest_file"], [json.dumps(plain, indent=2, sort_keys=True)])
         groups = group_columns(kept.columns)
         report = build_report(
@@ -212,7 +248,7 @@ def build_filtered_dataset(
         for key, table in ((filtered_key, kept), (dropped_key, dropped)):
             context.set_data_version(key, content_version(table, entries))
         yield dg.Output(
-            with_text(raw_finetuning_data, kept),
+            tables[filtered_key],
             output_name="filtered_dataset",
             metadata={
                 "shards": shard_table(entries),
@@ -221,8 +257,8 @@ def build_filtered_dataset(
                     title="Value of the rows kept and dropped",
                     unit="value",
                 ),
-                "dagster/row_count": len(kept),
                 "response_tokens": int(kept["response_tokens"].sum()),
+                **show_overrides(manifest),
                 **(describe_refinement(refinement) if refinement else {}),
                 **{name: dg.MetadataValue.path(str(path)) for name, path in files.items()},
                 # What the gate reads; people have the table above.
@@ -230,9 +266,9 @@ def build_filtered_dataset(
             },
         )
         yield dg.Output(
-            with_text(raw_finetuning_data, dropped),
+            tables[dropped_key],
             output_name="dropped_rows",
-            metadata={"dagster/row_count": len(dropped), "reasons": _reason_table(dropped)},
+            metadata={"reasons": _reason_table(dropped)},
         )
         yield certify(filtered_key, manifest)
         yield check_selection(filtered_key, kept, passed, groups, warnings)

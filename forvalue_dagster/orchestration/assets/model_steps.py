@@ -196,7 +196,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         job = worker_job(rows, features, context.run_id, valuation, storage, adapter)
         # Nothing is taken for made that the worker did not report.
         results = worker(context, job).get_results(implicit_materializations=False)
-        schema = scan_table(storage, features).collect_schema()
+        schema = scan_table(storage, features, checked=True).collect_schema()
         columns = describe_columns(schema, DESCRIPTIONS | COLUMN_DESCRIPTIONS)
         context.add_output_metadata({"dagster/column_schema": columns}, output_name="result")
         yield from results

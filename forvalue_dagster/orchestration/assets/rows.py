@@ -29,6 +29,7 @@ from forvalue_dagster.orchestration.naming import (
 )
 from forvalue_dagster.orchestration.options.plan import Plan
 from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
+from forvalue_dagster.quality.standing import FILE_STATE
 from forvalue_dagster.storage.location import Storage
 
 
@@ -93,7 +94,9 @@ def build_row_assets(
         listing = training_rows.listing()
 
         def make(shard: str) -> ShardTable:
-            return _row_table(training_rows.read(shard, listing))
+            made = _row_table(training_rows.read(shard, listing))
+            made.metadata[FILE_STATE] = listing[shard].state
+            return made
 
         def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
             assert isinstance(made.table, pl.DataFrame)
@@ -133,7 +136,9 @@ def build_row_assets(
     def validation_data(
         context: dg.AssetExecutionContext, validation_rows: RowSource
     ) -> dg.Output[pl.DataFrame]:
+        state = validation_rows.state()
         made = _row_table(validation_rows.read())
+        made.metadata[FILE_STATE] = state
         rows = made.table
         assert isinstance(rows, pl.DataFrame)
         groups = rows["group"].drop_nulls().value_counts(sort=True)

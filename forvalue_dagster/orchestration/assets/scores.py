@@ -27,7 +27,11 @@ from forvalue_dagster.orchestration.display.progress import engine_warnings, log
 from forvalue_dagster.orchestration.display.thumbnails import thumbnails
 from forvalue_dagster.orchestration.naming import Naming, code_version, resolved
 from forvalue_dagster.orchestration.options.plan import Plan
-from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
+from forvalue_dagster.orchestration.options.policies import (
+    NOT_OF_SHARDS,
+    GatePolicy,
+    WarningPolicy,
+)
 from forvalue_dagster.orchestration.options.resources import (
     FEATURE_SETTINGS,
     SCORE_SETTINGS,
@@ -58,7 +62,7 @@ def build_score_asset(
         code_version=code_version(
             settings(valuation, decisive),
             plan.scoring,
-            resolved(gate, without=("on_blocked_shard",)),
+            resolved(gate, without=NOT_OF_SHARDS),
         ),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
         description="How much a gradient step on each row raises the likelihood of the "

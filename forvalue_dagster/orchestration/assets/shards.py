@@ -24,6 +24,7 @@ from forvalue_dagster.quality.standing import (
     latest_materialization,
     provenance,
 )
+from forvalue_dagster.storage.in_force import FILE_DIGEST
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import describe_columns, table_path, write_table
 from forvalue_dagster.storage.parts import StoredParts
@@ -127,7 +128,7 @@ def _record(
     key = context.asset_key
     path = table_path(storage, key, shard)
     table = made.table
-    write_table(path, table)
+    digest = write_table(path, table)
     schema = table.schema if table.schema is not None else {}
     descriptions = context.assets_def.metadata_by_key[key].get("descriptions", {})
     metadata = {
@@ -142,6 +143,7 @@ def _record(
             metadata={
                 **metadata,
                 "path": dg.MetadataValue.path(str(path)),
+                FILE_DIGEST: digest,
                 "dagster/column_schema": describe_columns(schema, descriptions),
             },
             tags={

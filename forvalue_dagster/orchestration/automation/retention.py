@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,9 @@ import polars as pl
 from pydantic import Field
 from upath import UPath
 
+from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.orchestration.naming import Naming
+from forvalue_dagster.orchestration.options.sources import RowForm, RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.atomic import is_abandoned
 from forvalue_dagster.storage.location import Storage
@@ -26,7 +28,8 @@ class Retention(dg.Config):
     """What to look for, and what to do with it."""
 
     gone_shards: bool = Field(
-        default=True, description="Look for tables of shards that are not registered."
+        default=True,
+        description="Look for tables of shards that are not registered, and whose file is gone.",
     )
     other_fingerprints: bool = Field(
         default=True,
@@ -64,8 +67,16 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
 
     @dg.op(name=naming.name(_OP))
     @naming.own
-    def sweep(context: dg.OpExecutionContext, config: Retention, storage: Storage) -> None:
-        found = list(find_orphans(context.instance, naming, storage, config))
+    def sweep(
+        context: dg.OpExecutionContext,
+        config: Retention,
+        storage: Storage,
+        training_rows: RowForm,
+    ) -> None:
+        listed = _listed(context, training_rows) if config.gone_shards else []
+        if listed is None:
+            config = config.model_copy(update={"gone_shards": False})
+        found = list(find_orphans(context.instance, naming, storage, config, listed or ()))
         for orphan in found:
             if not config.remove:
                 continue
@@ -125,6 +136,17 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
     return retention
 
 
+def _listed(context: dg.OpExecutionContext, training_rows: RowForm) -> list[str] | None:
+    """Return the shards whose files are there; None if nobody can tell."""
+    if not isinstance(training_rows, RowSource):
+        return []  # partitions of another asset: what is registered is all there is
+    try:
+        return list(training_rows.listing())
+    except DataFileError as error:
+        context.log.warning(f"No table of a shard counts as gone: {error}")
+        return None
+
+
 def purge_request(naming: Naming) -> dg.RunRequest:
     """Return the request of a run that removes what belongs to shards that are gone."""
     config = Retention(other_fingerprints=False, leftovers=False, remove=True)
@@ -132,7 +154,11 @@ def purge_request(naming: Naming) -> dg.RunRequest:
 
 
 def find_orphans(
-    instance: dg.DagsterInstance, naming: Naming, storage: Storage, wanted: Retention
+    instance: dg.DagsterInstance,
+    naming: Naming,
+    storage: Storage,
+    wanted: Retention,
+    listed: Collection[str] = (),
 ) -> Iterator[Orphan]:
     """Yield what nobody reads.
 
@@ -141,8 +167,10 @@ def find_orphans(
         naming: of the graph.
         storage: that holds the files.
         wanted: what to look for.
+        listed: shards whose files are there, registered or not.
     """
     registered = set(naming.registered(instance))
+    kept = registered | set(listed)
     if not registered and wanted.gone_shards:
         # A new instance over an old storage: everything would look gone.
         wanted = wanted.model_copy(update={"gone_shards": False})
@@ -164,7 +192,7 @@ def find_orphans(
             shard = path.stem
             if path.suffix != ".parquet" or path.name.startswith("."):
                 continue
-            if shard not in registered:
+            if shard not in kept:
                 if wanted.gone_shards:
                     yield Orphan(path, "gone_shards", table, shard, _size(path))
             elif table == "sample_features" and wanted.other_fingerprints and mark is not None:
@@ -175,7 +203,8 @@ def find_orphans(
                     and made.storage_id > profile.storage_id
                 ):
                     continue  # the profile is what is old
-                rows = scan_table(storage, path).select(pl.col("fingerprint").first()).collect()
+                table_rows = scan_table(storage, path, checked=True)
+                rows = table_rows.select(pl.col("fingerprint").first()).collect()
                 if rows.item() not in (None, mark):
                     yield Orphan(path, "other_fingerprints", table, shard, _size(path))
 

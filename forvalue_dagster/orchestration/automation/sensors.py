@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 
 import dagster as dg
@@ -24,10 +25,17 @@ from forvalue_dagster.orchestration.options.sources import RowForm, RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
 
+# Metadata of a report: whose shard it is.
+_OWNER = "source"
 # A mount that is away, or a mistyped prefix, looks like this.
 _EMPTY = (
     "{path} is empty, and {count} shards are registered. Nothing is removed: if they are meant to "
     "go, delete the partitions in the UI."
+)
+_STRANGE = (
+    "{count} registered shards are none of this source's: another project registers its own under "
+    "{name}, too, or someone did by hand. They are left alone; give one of the projects a "
+    "key_prefix."
 )
 
 
@@ -39,34 +47,100 @@ class Discovery:
         present: shard → state, of those that are known or new, without what was put off.
         changed: new shards, and those in another state.
         gone: shards whose file is not there any more.
+        returned: shards that someone took off the list although their file is there.
         registers: whether the set of shards is another one.
     """
 
     present: dict[str, str]
     changed: list[str]
     gone: list[str]
+    returned: list[str]
     registers: bool
 
     @classmethod
-    def of(cls, known: Mapping[str, str], now: Mapping[str, str], limit: int) -> Discovery:
-        """Compare two states of a source; at most `limit` changes are looked at."""
+    def of(
+        cls,
+        known: Mapping[str, str],
+        now: Mapping[str, str],
+        limit: int,
+        off_the_list: Collection[str] = (),
+    ) -> Discovery:
+        """Compare two states of a source.
+
+        Args:
+            known: shard → state, of those that were seen before.
+            now: the same, as it is.
+            limit: at most so many changes are looked at.
+            off_the_list: known shards that are not registered.
+        """
         changed = sorted(shard for shard in now if now[shard] != known.get(shard))[:limit]
         gone = sorted(known.keys() - now.keys())
         present = {shard: state for shard, state in known.items() if shard not in gone}
         present |= {shard: now[shard] for shard in changed}
-        return cls(present, changed, gone, present.keys() != known.keys())
+        returned = sorted((present.keys() & set(off_the_list)) - set(changed))
+        return cls(present, changed, gone, returned, present.keys() != known.keys())
 
-    def events(self, naming: Naming) -> list[dg.AssetMaterialization]:
+    @property
+    def is_something(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(self.changed or self.gone or self.returned)
+
+    def events(self, naming: Naming, owner: str) -> list[dg.AssetMaterialization]:
         """Return the reports on which automation acts."""
-        events = [
-            _event(naming.key(TRAINING_FILES), self.present[shard], shard) for shard in self.changed
-        ]
+        files = naming.key(TRAINING_FILES)
+        events = [_event(files, self.present[shard], shard, owner) for shard in self.changed]
         # Should it come back in the same state, that is a change.
-        events += [_event(naming.key(TRAINING_FILES), "gone", shard) for shard in self.gone]
-        if self.registers:
-            names = sha256("\n".join(sorted(self.present)).encode()).hexdigest()[:32]
+        events += [_event(files, "gone", shard, owner) for shard in self.gone]
+        if self.registers or self.returned:
+            # What has come back may be missing from the dataset, whatever the names were before.
+            since = [datetime.now(UTC).isoformat()] if self.returned else []
+            names = sha256("\n".join([*sorted(self.present), *since]).encode()).hexdigest()[:32]
             events.append(_event(naming.key(TRAINING_SHARDS), names))
         return events
+
+
+def owner_of(training_rows: RowSource) -> str:
+    """Return what marks the reports of a source's shards.
+
+    Dynamic partitions belong to the instance: another project with the same names may register its
+    own shards among ours, and they are not ours to remove.
+    """
+    return sha256(training_rows.path.encode()).hexdigest()[:16]
+
+
+def registered_by(
+    instance: dg.DagsterInstance, naming: Naming, owner: str, now: Collection[str]
+) -> dict[str, str]:
+    """Return shard → reported state, of the registered shards that are this source's.
+
+    Args:
+        instance: that knows them.
+        naming: of the graph.
+        owner: the source's mark.
+        now: the shards that the source holds.
+    """
+    own, unmarked = {}, {}
+    for shard in naming.registered(instance):
+        last = latest_materialization(instance, naming.key(TRAINING_FILES), shard)
+        mark = last.metadata.get(_OWNER) if last else None
+        if mark is None:
+            unmarked[shard] = last.data_version if last else ""
+        elif mark.value == owner:
+            own[shard] = last.data_version if last else ""
+    # Registered by hand, or before there were marks: ours if any of them is.
+    return own | (unmarked if own or unmarked.keys() & set(now) else {})
+
+
+def off_the_list(instance: dg.DagsterInstance, naming: Naming, known: Collection[str]) -> list[str]:
+    """Return the shards that were registered once, and are not any more."""
+    registered = set(naming.registered(instance))
+    files = naming.key(TRAINING_FILES)
+    return [
+        shard
+        for shard in known
+        if shard not in registered
+        and (registered or latest_materialization(instance, files, shard) is not None)
+    ]
 
 
 def build_source_sensors(
@@ -114,28 +188,33 @@ def build_shard_sensor(
     def new_shards(
         context: dg.SensorEvaluationContext, training_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
-        # A cursor that was lost must not hide what has gone since.
-        known: dict[str, str] = dict.fromkeys(naming.registered(context.instance), "")
-        known |= json.loads(context.cursor or "{}")
         try:
             now = {shard: file.state for shard, file in training_rows.listing().items()}
         except DataFileError as error:
             # A folder that is away for a while must not look like shards that are gone.
             return dg.SkipReason(str(error))
+        instance, owner = context.instance, owner_of(training_rows)
+        known: dict[str, str] = json.loads(context.cursor or "{}")
+        missing = off_the_list(instance, naming, known)
+        if context.cursor is None:
+            # A cursor that was lost must not hide what has gone since.
+            known = dict.fromkeys(registered_by(instance, naming, owner, now), "")
         if known and not now:
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
-        found = Discovery.of(known, now, automation.shards_per_tick)
-        if not found.changed and not found.gone:
+        if strange := set(naming.registered(instance)) - known.keys() - now.keys():
+            context.log.warning(_STRANGE.format(count=len(strange), name=naming.name("shards")))
+        found = Discovery.of(known, now, automation.shards_per_tick, missing)
+        if not found.is_something:
             return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
         shards = dg.DynamicPartitionsDefinition(name=naming.name("shards"))
         requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
-        if found.changed:
-            requests.append(shards.build_add_request(found.changed))
+        if found.changed or found.returned:
+            requests.append(shards.build_add_request([*found.changed, *found.returned]))
         if found.gone:
             requests.append(shards.build_delete_request(found.gone))
         return dg.SensorResult(
             run_requests=[purge_request(naming)] if found.gone else [],
-            asset_events=found.events(naming),
+            asset_events=found.events(naming, owner),
             dynamic_partitions_requests=requests,
             cursor=json.dumps(found.present, sort_keys=True),
         )
@@ -163,17 +242,15 @@ def build_discovery_schedule(
         context: dg.ScheduleEvaluationContext, training_rows: RowForm, validation_rows: RowSource
     ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
-        key, state = naming.key(VALIDATION_FILES), _listed_state(validation_rows)
+        key, state = naming.key(VALIDATION_FILES), validation_rows.state()
         last = latest_materialization(instance, key)
         if last is None or last.data_version != state:
             instance.report_runless_asset_event(_event(key, state))
         if not isinstance(training_rows, RowSource):
             return dg.SkipReason("The rows come from another asset.")
-        known = {}
-        for shard in naming.registered(instance):
-            last = latest_materialization(instance, naming.key(TRAINING_FILES), shard)
-            known[shard] = last.data_version if last else ""
         now = {shard: file.state for shard, file in training_rows.listing().items()}
+        owner = owner_of(training_rows)
+        known = registered_by(instance, naming, owner, now)
         if known and not now:
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, len(now))
@@ -181,7 +258,7 @@ def build_discovery_schedule(
         # In this order a turn that dies is done again by the next.
         if found.changed:
             instance.add_dynamic_partitions(shards, found.changed)
-        for event in found.events(naming):
+        for event in found.events(naming, owner):
             instance.report_runless_asset_event(event)
         for shard in found.gone:
             instance.delete_dynamic_partition(shards, shard)
@@ -205,9 +282,7 @@ def build_validation_sensor(naming: Naming, automation: Automation) -> dg.Sensor
     def validation_changes(
         context: dg.SensorEvaluationContext, validation_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
-        return _report(
-            context, naming.key(VALIDATION_FILES), lambda: _listed_state(validation_rows)
-        )
+        return _report(context, naming.key(VALIDATION_FILES), validation_rows.state)
 
     return validation_changes
 
@@ -247,9 +322,10 @@ def _report(
     return dg.SensorResult(asset_events=[_event(key, now)], cursor=now)
 
 
-def _listed_state(rows: RowSource) -> str:
-    return state_of({shard: file.state for shard, file in rows.listing().items()})
-
-
-def _event(key: dg.AssetKey, state: str, shard: str | None = None) -> dg.AssetMaterialization:
-    return dg.AssetMaterialization(key, partition=shard, tags={DATA_VERSION: state})
+def _event(
+    key: dg.AssetKey, state: str, shard: str | None = None, owner: str | None = None
+) -> dg.AssetMaterialization:
+    metadata = {} if owner is None else {_OWNER: owner}
+    return dg.AssetMaterialization(
+        key, partition=shard, metadata=metadata, tags={DATA_VERSION: state}
+    )

@@ -47,6 +47,10 @@ class SelectionPolicy(dg.ConfigurableResource["SelectionPolicy"], InYaml, extra=
         return Selection(**{name: getattr(self, name) for name in Selection.__dataclass_fields__})
 
 
+# Settings of the gate that no shard's verdict rests on.
+NOT_OF_SHARDS = ("on_blocked_shard", "allow_overrides", "override_reason")
+
+
 class GatePolicy(dg.ConfigurableResource["GatePolicy"], InYaml, extra="forbid"):
     """What stops a shard, and what a stopped shard stops."""
 
@@ -86,6 +90,16 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"], InYaml, extra="forbid"):
     )
     min_probe_rows: int = Field(
         default=30, ge=2, description="Validation rows below which the noise probe proves nothing."
+    )
+
+    allow_overrides: bool = Field(
+        default=False,
+        description="Whether a run's configuration may change this policy, the selection's, or "
+        "where files lie; else a dataset that was made so is not certified.",
+    )
+    override_reason: str | None = Field(
+        default=None,
+        description="Why a run's configuration changes the policy; for the run's configuration.",
     )
 
     def rules(self) -> GateRules:

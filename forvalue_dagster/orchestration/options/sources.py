@@ -23,6 +23,7 @@ from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import shards_in
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.storage.in_yaml import InYaml
+from forvalue_dagster.storage.location import shown
 from forvalue_dagster.storage.source_files import (
     LocalFiles,
     S3Files,
@@ -210,6 +211,14 @@ class RowSource(RowForm):
             for shard, path in shards_in(states, self.path, self.split).items()
         }
 
+    def state(self) -> str:
+        """Return one state for all files, another one whenever some content is another.
+
+        Raises:
+            DataFileError: as `listing`.
+        """
+        return state_of({shard: file.state for shard, file in self.listing().items()})
+
     def read(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
     ) -> pl.DataFrame:
@@ -255,6 +264,11 @@ class RowSource(RowForm):
 
     def _files(self) -> tuple[SourceFiles, str | None]:
         """Return the folder, and the one file or saved dataset in it if the path is that."""
+        if shown(self.path) != self.path or "://" in self.path.removeprefix("s3://"):
+            raise DataFileError(
+                f"{shown(self.path)} is no place that rows are read from; expected a local path or "
+                "s3://bucket/prefix."
+            )
         if self.path.startswith("s3://"):
             folder, _, name = self.path.rpartition("/")
             if name.endswith(SUFFIXES):

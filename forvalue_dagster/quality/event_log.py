@@ -1,0 +1,121 @@
+"""More that the event log says: of many partitions at once, of what came since, of the graph.
+
+None of it is public API of Dagster; like `standing.py`, this is the place for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from forvalue_dagster.quality.standing import (
+    DATA_VERSION,
+    FORCED_BECAUSE,
+    Outcome,
+    executions,
+    outcome_of,
+)
+
+
+def latest_storage_ids(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
+) -> Mapping[str, int]:
+    """Return partition → place in the event log of what is in force of it."""
+    if not partitions:
+        return {}
+    return instance.event_log_storage.get_latest_storage_id_by_partition(
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(partitions)
+    )
+
+
+def latest_versions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
+) -> dict[str, str]:
+    """Return partition → data version of what is in force of it."""
+    if not partitions:
+        return {}
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        key,
+        dg.DagsterEventType.ASSET_MATERIALIZATION,
+        [DATA_VERSION],
+        asset_partitions=list(partitions),
+    )
+    return {partition: own[DATA_VERSION] for partition, own in tags.items()}
+
+
+def asset_graph(context: Any) -> Any:
+    """Return the assets that a step can know: of its repository, if it has one, or of its job.
+
+    Args:
+        context: of an asset, op or check.
+    """
+    op: dg.OpExecutionContext = getattr(context, "op_execution_context", context)
+    repository = op.get_step_execution_context().job.get_repository_definition()
+    return op.job_def.asset_layer.asset_graph if repository is None else repository.asset_graph
+
+
+@dataclass(frozen=True)
+class CheckExecution:
+    """One execution of a check.
+
+    Attributes:
+        id: its place in the history of the check.
+        partition: of which partition; None for a check without.
+        outcome: of it.
+        description: what it said.
+    """
+
+    id: int
+    partition: str | None
+    outcome: Outcome
+    description: str
+
+
+def check_history(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, after: int
+) -> Iterator[CheckExecution]:
+    """Yield the executions of a check that came to an end, in order, up to one that has not.
+
+    Args:
+        instance: that holds the event log.
+        key: of the check.
+        after: id of the last one that is known.
+    """
+    new = []
+    for record in executions(instance, key, None):
+        if record.id <= after:
+            break
+        new.append(record)
+    for record in reversed(new):
+        if record.evaluation is None:
+            run = instance.get_run_by_id(record.run_id)
+            if run is not None and not run.is_finished:
+                return
+            continue
+        evaluation = record.evaluation
+        yield CheckExecution(
+            record.id, evaluation.partition, outcome_of(evaluation), evaluation.description or ""
+        )
+
+
+def overrides_of(
+    instance: dg.DagsterInstance, key: dg.AssetKey, after: int
+) -> Iterator[tuple[int, str]]:
+    """Yield place in the event log and reason of each override of a dataset's gate.
+
+    Args:
+        instance: that holds the event log.
+        key: of the dataset.
+        after: place of the last one that is known.
+    """
+    records = instance.fetch_observations(
+        dg.AssetRecordsFilter(asset_key=key, after_storage_id=after), limit=100, ascending=True
+    ).records
+    for record in records:
+        observed = record.asset_observation
+        reason = observed.metadata.get(FORCED_BECAUSE) if observed else None
+        if reason is not None:
+            yield record.storage_id, str(reason.value)

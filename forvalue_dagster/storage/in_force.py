@@ -1,0 +1,83 @@
+"""Reading the file of the materialisation in force, and no other that lies under its name."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import dagster as dg
+from upath import UPath
+
+from forvalue_dagster.storage.seal import DamagedFileError
+
+# Metadata of a materialisation: the SHA-256 of its file.
+FILE_DIGEST = "sha256"
+# What another run has just written is not in the event log for a moment.
+_LOOKS, _SECONDS_BETWEEN = 3, 0.5
+
+
+class ReadsInForce(dg.UPathIOManager):
+    """Holds each file that it loads against its seal, and against the digest in the event log."""
+
+    def checked_digest(self, path: UPath) -> str:
+        """Return a file's SHA-256; DamagedFileError if it is not what its seal says."""
+        raise NotImplementedError
+
+    def _load_single_input(self, path: UPath, context: dg.InputContext) -> Any:
+        self._check(context, None, path)
+        return super()._load_single_input(path, context)
+
+    def _load_partition_from_path(
+        self,
+        context: dg.InputContext,
+        partition_key: str,
+        path: UPath,
+        backcompat_path: UPath | None = None,
+    ) -> Any:
+        self._check(context, partition_key, path)
+        return super()._load_partition_from_path(context, partition_key, path, backcompat_path)
+
+    def _check(self, context: dg.InputContext, partition: str | None, path: UPath) -> None:
+        with suppress(FileNotFoundError):  # Dagster knows which may be missing
+            check_in_force(self, context, partition, path)
+
+
+def check_in_force(
+    manager: ReadsInForce, context: dg.InputContext, partition: str | None, path: UPath
+) -> None:
+    """Refuse a file that is damaged, or not the one that the event log says is in force.
+
+    Args:
+        manager: of files of this kind.
+        context: of the input that is loaded.
+        partition: of its asset; None for an asset without.
+        path: the file.
+
+    Raises:
+        DamagedFileError: if it is not what was written, or not what was recorded.
+    """
+    for look in range(_LOOKS):
+        digest = manager.checked_digest(path)
+        recorded = _recorded_digest(context, partition)
+        if recorded in (None, digest):
+            return
+        if look + 1 < _LOOKS:
+            time.sleep(_SECONDS_BETWEEN)
+    raise DamagedFileError(
+        f"{path} is whole, but not the file of the materialisation in force: its SHA-256 is "
+        f"{digest}, the event log has {recorded}. Something else wrote it, or a run died before "
+        "it was recorded, or the storage is another one. Materialise it again."
+    )
+
+
+def _recorded_digest(context: dg.InputContext, partition: str | None) -> str | None:
+    if not context.has_asset_key:
+        return None
+    partitions = None if partition is None else [partition]
+    found = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=partitions), limit=1
+    ).records
+    event = found[0].asset_materialization if found else None
+    digest = event.metadata.get(FILE_DIGEST) if event else None
+    return None if digest is None else str(digest.value)
