@@ -27,6 +27,7 @@ def scores(noisy: int = 0, clean: int = 200, shift: float = 0.0) -> pl.DataFrame
     prompts = rng.standard_normal((clean + noisy, 20)) + shift
     return pl.DataFrame(
         {
+            "sample_id": [f"row {place}" for place in range(len(statistics))],
             "status": ["scored"] * len(statistics),
             "profile": ["p"] * len(statistics),
             "noise_probability": probabilities(probe().log_odds(statistics)),
