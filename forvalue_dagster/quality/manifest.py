@@ -13,7 +13,7 @@ from typing import Any, Literal
 import dagster as dg
 
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
-from forvalue_dagster.quality.verdicts import ShardVerdict
+from forvalue_dagster.quality.verdicts import KeptNoise, ShardVerdict
 
 MANIFEST = "manifest"
 CERTIFIED = "certified"
@@ -78,6 +78,7 @@ class Manifest:
         rows: counts "in", "kept", "dropped".
         selection: the policy, as plain values.
         refinement: how rows were computed again, or None.
+        noise: of the rows kept; None if the manifest is older than this figure.
     """
 
     shards: tuple[ShardEntry, ...]
@@ -87,6 +88,7 @@ class Manifest:
     rows: dict[str, int]
     selection: dict[str, Any]
     refinement: dict[str, Any] | None = None
+    noise: KeptNoise | None = None
 
     @property
     def blocked(self) -> list[str]:
@@ -107,6 +109,8 @@ class Manifest:
             found = [*found, "no shard passed"]
         if self.rows["kept"] < 1:
             found = [*found, "no row was kept"]
+        if self.noise is not None and not self.noise.passed:
+            found = [*found, self.noise.summary]
         return found
 
     def outdated(self, instance: dg.DagsterInstance) -> list[str]:
@@ -156,8 +160,9 @@ class Manifest:
         """Rebuild a stored manifest."""
         shards: Sequence[Mapping[str, Any]] = plain["shards"]
         return cls(
-            **{name: plain[name] for name in cls.__dataclass_fields__}
+            **{name: plain[name] for name in cls.__dataclass_fields__ if name in plain}
             | {
+                "noise": KeptNoise(**plain["noise"]) if plain.get("noise") else None,
                 "missing_shards": tuple(plain["missing_shards"]),
                 "shards": tuple(
                     ShardEntry(

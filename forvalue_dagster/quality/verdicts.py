@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +82,46 @@ class ShardVerdict:
     def summary(self) -> str:
         """One sentence for a person."""
         return f"shard {self.shard!r}: {self.verdict}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class KeptNoise:
+    """The noise of a filtered dataset itself.
+
+    Attributes:
+        max_noise_fraction: the threshold.
+        noise_fraction: estimated share of noisy rows among the kept ones; None where none may be
+            stated.
+        noise_lower, noise_upper: its 95 % interval.
+        unexplained: share of kept rows that are like neither clean nor damaged ones.
+        rows: kept rows that it is an estimate for.
+        unjudged: kept rows of shards that were let through without an estimate.
+    """
+
+    max_noise_fraction: float
+    noise_fraction: float | None = None
+    noise_lower: float | None = None
+    noise_upper: float | None = None
+    unexplained: float | None = None
+    rows: int = 0
+    unjudged: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the dataset may be trained on, as far as its noise can be told."""
+        return self.noise_fraction is None or self.noise_fraction <= self.max_noise_fraction
+
+    @property
+    def summary(self) -> str:
+        """One clause for a person."""
+        if self.noise_fraction is None:
+            return f"the noise of its {self.unjudged} rows could not be estimated"
+        told = (
+            f"estimated noise {self.noise_fraction:.1%} of the {self.rows} rows kept (95 % "
+            f"interval {self.noise_lower:.1%} to {self.noise_upper:.1%}), "
+            f"{'within' if self.passed else 'above'} the limit of {self.max_noise_fraction:.1%}"
+        )
+        return told + (f"; {self.unjudged} further rows are unjudged" if self.unjudged else "")
 
 
 def probe_objection(probe: NoiseProbe | None, rules: GateRules) -> str | None:
@@ -176,6 +217,43 @@ def judge_shard(
             "warn", True, f"{told}: above the limit of {limit:.1%}, the interval is not", **figures
         )
     return verdict("pass", True, f"{told}, within the limit of {limit:.1%}", **figures)
+
+
+def judge_kept(
+    verdicts: Iterable[ShardVerdict],
+    scores: Mapping[str, pl.DataFrame],
+    kept: pl.DataFrame,
+    probe: NoiseProbe | None,
+    limit: float,
+) -> KeptNoise:
+    """Judge what was kept of the shards that passed, all together.
+
+    Args:
+        verdicts: of the shards that passed.
+        scores: shard → its value scores.
+        kept: shard and row of the rows kept.
+        probe: of the validation profile.
+        limit: the threshold.
+    """
+    judged = [verdict.shard for verdict in verdicts if verdict.noise_fraction is not None]
+    ours = kept.filter(pl.col("shard").is_in(judged)).select("shard", "row", kept=1)
+    unjudged = len(kept) - len(ours)
+    if probe is None or ours.is_empty():
+        return KeptNoise(limit, unjudged=unjudged)
+    names = ["shard", "row", "sample_id", "noise_probability"]
+    rows = (
+        pl.concat(
+            scores[shard].filter(pl.col("status") == "scored").select(names) for shard in judged
+        )
+        .join(ours, on=["shard", "row"], how="left")
+        .group_by("sample_id", maintain_order=True)
+        .agg(pl.col("noise_probability").first(), pl.col("kept").sum())
+    )
+    log_odds = log_odds_of(rows["noise_probability"].to_numpy())
+    noise = noise_fraction(probe, log_odds, rows["kept"].to_numpy().astype(np.float64))
+    return KeptNoise(
+        limit, noise.estimate, noise.lower, noise.upper, noise.unexplained, noise.rows, unjudged
+    )
 
 
 def _told(noise: NoiseFraction, scored: int, of_all: float | None) -> str:

@@ -84,9 +84,9 @@ class NoiseProbe:
 
     @property
     def detectable(self) -> NDArray[np.bool_]:
-        """Which recipes count in a noise fraction [R]; all of them, if none is told well."""
-        told = np.array([auc >= DETECTABLE for auc in self.auc_by_recipe.values()])
-        return told if told.any() else np.ones_like(told)
+        """Which recipes count in a noise fraction [R]; all with copies, if none is told well."""
+        told = np.array(list(self.auc_by_recipe.values()))
+        return told >= DETECTABLE if (told >= DETECTABLE).any() else np.isfinite(told)
 
     def to_arrays(self) -> dict[str, Array]:
         """Return arrays to be stored beside `recipes` and `metric`."""

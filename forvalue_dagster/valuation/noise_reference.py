@@ -24,13 +24,16 @@ _POWERS = (4, 8, 16, 32)
 _COUNTED = 0.95
 # What a damaged row counts lies so far from the mean of the recipes towards the one that is told
 # worst: noise that nobody made a recipe for is seldom of the kind that is told best.
-_TOWARDS_WORST = 1 / 3
+_TOWARDS_WORST = 0.5
 # However badly copies are told, a noisy row is taken to count at least this share of what it can.
 _LEAST_COUNTED = 0.2
 # Quantiles of the clean rows that the bound for any kind is averaged over.
 _BOUND_QUANTILES = (0.5, 0.8)
 # A row noisier than this share of the copies of some recipe is like damage of a known kind.
 _MILDEST = 0.05
+# Where a gap divides clean rows from all damage, a row counts as above a clean one from this share
+# of the gap on: there, ranks alone would take a slight difference in style for noise.
+_MARGIN = 0.25
 
 
 class NoiseReference:
@@ -46,6 +49,8 @@ class NoiseReference:
         self._copies = log_odds_of(probabilities(probe.copies[:, probe.detectable]))
         self.cells = len(self._clean) + 1
         self.even = np.full(self.cells, 1 / self.cells)
+        self._mildest = float(np.nanquantile(self._copies, _MILDEST, axis=0).min())
+        self._margin = _MARGIN * max(self._mildest - float(self._clean[-1]), 0.0)
         # What a row in each cell counts: a power of the share of clean rows below it.
         for power in _POWERS:
             counts = np.asarray(np.linspace(0, 1, self.cells) ** power)
@@ -53,22 +58,24 @@ class NoiseReference:
             if power > _POWERS[0] and np.nanmean(of_copies, axis=0).min() < _COUNTED:
                 break
             self.counts, self._counts_of_copies = counts, of_copies
+        # A clean row at the upper end of its cell, the last but for one.
+        ends = self._clean[np.minimum(np.arange(self.cells), len(self._clean) - 1)]
+        self._counts_of_clean = self.counts[self.cells_of(ends)] if self._margin else self.counts
 
     def cells_of(self, log_odds: Array) -> NDArray[np.int64]:
-        """Return how many clean rows lie below each row; of equal ones, half."""
-        below = np.searchsorted(self._clean, log_odds, "left")
-        not_above = np.searchsorted(self._clean, log_odds, "right")
+        """Return how many clean rows lie below each row, by the margin; of equal ones, half."""
+        below = np.searchsorted(self._clean, log_odds - self._margin, "left")
+        not_above = np.searchsorted(self._clean, log_odds - self._margin, "right")
         return np.asarray((below + not_above) // 2, np.int64)
 
     def unexplained(self, log_odds: Array) -> NDArray[np.bool_]:
         """Return which rows are neither like clean rows nor like damaged ones.
 
-        They lie more than a standard deviation of the clean rows below or above all of these, and
-        above, still below the copies of every recipe.
+        They lie below all clean rows or above them, by the margin and by more than a standard
+        deviation of these; and above, still below the copies of every recipe.
         """
-        reach = self._clean.std()
-        mildest = np.nanquantile(self._copies, _MILDEST, axis=0).min()
-        above = (log_odds > self._clean[-1] + reach) & (log_odds < mildest)
+        reach = max(float(self._clean.std()), self._margin)
+        above = (log_odds > self._clean[-1] + reach) & (log_odds < self._mildest)
         return np.asarray(above | (log_odds < self._clean[0] - reach))
 
     def _of_copies(self, counts: Array) -> Array:
@@ -100,7 +107,7 @@ class NoiseReference:
             clean: mass of clean rows in each cell [..., M + 1].
             damaged: what a noisy row counts.
         """
-        nothing = clean @ self.counts
+        nothing = clean @ self._counts_of_clean
         return np.asarray((shares @ self.counts - nothing) / _span(nothing, damaged))
 
     def bound(self, shares: Array, clean: Array) -> Array:
@@ -111,7 +118,8 @@ class NoiseReference:
 
     def chance(self, rows: int) -> tuple[float, float]:
         """Return the standard deviations of both for so many clean rows."""
-        counted = self.counts.std() / _span(self.counts.mean(), self.damaged)
+        clean = self._counts_of_clean
+        counted = clean.std() / _span(clean.mean(), self.damaged)
         ranks = self._ranks[:, None]
         weights = ((np.arange(self.cells) < ranks) * self.cells / ranks).mean(axis=0)
         spread = np.sqrt(1 / rows + 1 / (self.cells - 1))
