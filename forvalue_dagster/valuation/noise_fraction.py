@@ -128,7 +128,7 @@ def _estimate(
         rng: of the bootstrap.
         replicates: of the bootstrap.
     """
-    rows, even = len(cells), reference.even
+    rows, even = len(cells), reference.clean
     shares = np.bincount(cells, minlength=reference.cells) / rows
     off, bound_off = reference.chance(rows)
     off = min(off, 0.9)
@@ -139,7 +139,7 @@ def _estimate(
         return 1 - (1 - np.clip(noise, None, 1)) * clean_density(shares, clean)
 
     estimate = float(in_question(max(known, bound - 1.96 * bound_off, 0), shares, even))
-    clean = rng.dirichlet(np.ones(reference.cells), replicates)
+    clean = reference.resampled_clean(rng, replicates)
     drawn = rng.multinomial(rows, shares, replicates) / rows
     damaged = reference.resampled_damage(rng, replicates)
     resampled = (reference.adjusted_count(drawn, clean, damaged) - off) / (1 - off)

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 # not, noise of unknown kinds would count for too little.
 _POWERS = (4, 8, 16, 32)
 _COUNTED = 0.95
-# What a damaged row counts lies so far from the mean of the recipes towards the one that is told
+# What a damaged row counts lies half-way from the mean of the recipes to the one that is told
 # worst: noise that nobody made a recipe for is seldom of the kind that is told best.
 _TOWARDS_WORST = 0.5
 # However badly copies are told, a noisy row is taken to count at least this share of what it can.
@@ -48,7 +48,6 @@ class NoiseReference:
         self._clean = np.sort(log_odds_of(probabilities(probe.clean)))
         self._copies = log_odds_of(probabilities(probe.copies[:, probe.detectable]))
         self.cells = len(self._clean) + 1
-        self.even = np.full(self.cells, 1 / self.cells)
         self._mildest = float(np.nanquantile(self._copies, _MILDEST, axis=0).min())
         self._margin = _MARGIN * max(self._mildest - float(self._clean[-1]), 0.0)
         # What a row in each cell counts: a power of the share of clean rows below it.
@@ -58,9 +57,11 @@ class NoiseReference:
             if power > _POWERS[0] and np.nanmean(of_copies, axis=0).min() < _COUNTED:
                 break
             self.counts, self._counts_of_copies = counts, of_copies
-        # A clean row at the upper end of its cell, the last but for one.
+        # Where a clean row of each cell is counted: by the margin lower, as any other row.
         ends = self._clean[np.minimum(np.arange(self.cells), len(self._clean) - 1)]
-        self._counts_of_clean = self.counts[self.cells_of(ends)] if self._margin else self.counts
+        counted = self.cells_of(ends) if self._margin else np.arange(self.cells)
+        self._counted = np.eye(self.cells)[counted]
+        self.clean = np.full(self.cells, 1 / self.cells) @ self._counted
 
     def cells_of(self, log_odds: Array) -> NDArray[np.int64]:
         """Return how many clean rows lie below each row, by the margin; of equal ones, half."""
@@ -77,6 +78,10 @@ class NoiseReference:
         reach = max(float(self._clean.std()), self._margin)
         above = (log_odds > self._clean[-1] + reach) & (log_odds < self._mildest)
         return np.asarray(above | (log_odds < self._clean[0] - reach))
+
+    def resampled_clean(self, rng: np.random.Generator, replicates: int) -> Array:
+        """Return masses that clean rows may have in the cells [B, M + 1]; `clean` is their mean."""
+        return np.asarray(rng.dirichlet(np.ones(self.cells), replicates) @ self._counted)
 
     def _of_copies(self, counts: Array) -> Array:
         """Return what each copy counts [M, R]; NaN where there is none."""
@@ -107,7 +112,7 @@ class NoiseReference:
             clean: mass of clean rows in each cell [..., M + 1].
             damaged: what a noisy row counts.
         """
-        nothing = clean @ self._counts_of_clean
+        nothing = clean @ self.counts
         return np.asarray((shares @ self.counts - nothing) / _span(nothing, damaged))
 
     def bound(self, shares: Array, clean: Array) -> Array:
@@ -118,12 +123,16 @@ class NoiseReference:
 
     def chance(self, rows: int) -> tuple[float, float]:
         """Return the standard deviations of both for so many clean rows."""
-        clean = self._counts_of_clean
-        counted = clean.std() / _span(clean.mean(), self.damaged)
-        ranks = self._ranks[:, None]
-        weights = ((np.arange(self.cells) < ranks) * self.cells / ranks).mean(axis=0)
+        below = np.arange(self.cells) < self._ranks[:, None]
+        weights = (below / (below @ self.clean)[:, None]).mean(axis=0)
         spread = np.sqrt(1 / rows + 1 / (self.cells - 1))
-        return float(counted * spread), float(weights.std() * spread)
+        counted = self._deviation(self.counts) / _span(self.clean @ self.counts, self.damaged)
+        return float(counted * spread), float(self._deviation(weights) * spread)
+
+    def _deviation(self, of_cells: Array) -> float:
+        """Return the standard deviation over clean rows of what depends on their cell."""
+        mean = self.clean @ of_cells
+        return float(np.sqrt(self.clean @ (of_cells - mean) ** 2))
 
     @cached_property
     def _ranks(self) -> NDArray[np.int64]:

@@ -75,4 +75,93 @@ def test_more_noise_never_reads_as_less(batch: int) -> None:
         assert all_noise.estimate >= 0.95, seed
         assert all_noise.unexplained == 0, seed
         all_clean = told(probe, np.full(len(rows), case.best))
-        assert (all_clean.estimate, all_clean.lower) == (0, 0), seed
+        assert all_clean.lower <= all_clean.estimate < 1e-9, seed
+
+
+def separated(spread: float, rows: int = 150, recipes: int = 3) -> NoiseProbe:
+    rng = np.random.default_rng(0)
+    return probe_of(rng.normal(-4, spread, rows), rng.normal(4, spread, (rows, recipes)))
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.5, 1.0])
+def test_the_share_beyond_every_copy_is_found(spread: float) -> None:
+    clean = np.random.default_rng(1).normal(-4, spread, 400)
+    for noisy in (0, 20, 60, 200, 380):
+        rows = np.concatenate([np.full(noisy, 20.0), clean[noisy:]])
+        fraction = noise_fraction(separated(spread), rows)
+        assert fraction.estimate == pytest.approx(noisy / 400, abs=0.02)
+        assert fraction.lower <= noisy / 400 <= fraction.upper
+        assert fraction.unexplained < 0.01
+
+
+@pytest.mark.parametrize(("place", "noise"), [(0.0, 0.5), (-12.0, 0.0)])
+def test_rows_like_nothing_known_are_a_figure_of_their_own(place: float, noise: float) -> None:
+    """Between clean rows and damage, or cleaner than any validation row."""
+    clean = np.random.default_rng(1).normal(-4, 0.3, 100)
+    fraction = noise_fraction(separated(0.3), np.concatenate([np.full(100, place), clean]))
+    assert fraction.unexplained == 0.5
+    assert fraction.estimate == pytest.approx(noise, abs=0.02)
+    assert fraction.lower == 0
+    assert fraction.if_clean == pytest.approx(0, abs=0.02)
+    assert fraction.if_noise == pytest.approx(0.5, abs=0.02)
+    assert fraction.upper > 0.5
+
+
+def test_a_kind_milder_than_any_recipe_is_found_by_the_bound() -> None:
+    """Noise that lies among the noisier half of the clean rows: no recipe does that."""
+    rng = np.random.default_rng(0)
+    probe = probe_of(rng.normal(-4, 1, 300), rng.normal(0, 1, (300, 2)))
+    set_of = np.concatenate([rng.normal(-4, 1, 400), rng.normal(-2.8, 0.2, 600)])
+    fraction = noise_fraction(probe, set_of)
+    assert fraction.estimate > 0.3
+    assert fraction.upper > 0.5
+
+
+def test_few_validation_rows_say_little() -> None:
+    """With three rows to compare with, an interval is several times as wide as with 300."""
+    widths = []
+    for count in (3, 300):
+        rng = np.random.default_rng(0)
+        told = [
+            noise_fraction(
+                probe_of(rng.normal(-1, 1, count), rng.normal(1.5, 1, (count, 2))),
+                np.concatenate([rng.normal(-1, 1, 300), rng.normal(1.5, 1, 30)]),
+            )
+            for _ in range(10)
+        ]
+        widths.append(np.mean([fraction.upper - fraction.lower for fraction in told]))
+    assert widths[0] > 3 * widths[1]
+    assert widths[0] > 0.3
+
+
+def test_one_poisoned_validation_row_hides_nothing() -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.normal(-4, 0.3, 40)
+    clean[0] = 6.0
+    copies = rng.normal(6, 1, (40, 2))
+    rows = np.concatenate([rng.normal(6, 1, 100), rng.normal(-4, 0.3, 100)])
+    fraction = noise_fraction(probe_of(clean, copies), rows)
+    assert fraction.lower > 0.3
+    assert fraction.estimate == pytest.approx(0.5, abs=0.1)
+
+
+def test_kept_rows_cannot_vouch_for_themselves() -> None:
+    """The same noise as among all rows, however the rows kept were chosen by their log-odds."""
+    rng = np.random.default_rng(0)
+    clean = rng.normal(0, 1, 300)
+    probe = probe_of(clean, clean[:, None] + rng.normal(3, 0.5, (300, 2)))
+    rows = np.concatenate([rng.normal(0, 1, 1400), rng.normal(3, 1.1, 600)])
+    noisy = np.arange(2000) >= 1400
+    for kept in (rows < 9, rows <= 1.5, (rows <= 1.5) & (rng.random(2000) < 0.5), rows > 1):
+        truth = noisy[kept].mean()
+        told = noise_fraction(probe, rows, kept.astype(float))
+        assert told.estimate == pytest.approx(truth, abs=0.06)
+        assert told.lower <= truth <= told.upper
+        assert told.rows == kept.sum()
+
+
+def test_rows_needed_grow_as_the_limit_falls() -> None:
+    assert [rows_needed(limit) for limit in (1.0, 0.15, 0.05, 0.0)] == [3, 20, 60, np.inf]
+    clean = np.random.default_rng(0).normal(-4, 0.3, 20)
+    assert noise_fraction(separated(0.3), clean).upper <= 0.15
+    assert noise_fraction(separated(0.3), clean[:19]).upper > 0.15
