@@ -144,8 +144,8 @@ def _estimate(
     damaged = reference.resampled_damage(rng, replicates)
     resampled = (reference.adjusted_count(drawn, clean, damaged) - off) / (1 - off)
     lower, upper = np.quantile(in_question(resampled, drawn, clean), [0.025, 0.975])
-    if known <= 0.645 * off / (1 - off):
-        lower = 0.0  # one clean set in twenty counts as much: 1.645 standard deviations
+    if known <= 0.645 * off / (1 - off) or lower * rows < 0.5:
+        lower = 0.0  # one clean set in twenty counts as much (1.645 deviations); or half a row
     upper = max(upper, float(in_question(max(bound, known), shares, even)))
     # No row at all that looks damaged, or none that looks clean, still rules out only about 3 in n
     # (rule of three).

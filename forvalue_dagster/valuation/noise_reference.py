@@ -31,9 +31,12 @@ _LEAST_COUNTED = 0.2
 _BOUND_QUANTILES = (0.5, 0.8)
 # A row noisier than this share of the copies of some recipe is like damage of a known kind.
 _MILDEST = 0.05
-# Where a gap divides clean rows from all damage, a row counts as above a clean one from this share
-# of the gap on: there, ranks alone would take a slight difference in style for noise.
-_MARGIN = 0.25
+# Where a gap divides clean rows from all damage, a row counts as above a clean one only half the
+# gap above it, nearer to damage: ranks alone would take a slight difference in style for noise.
+_MARGIN = 0.5
+# Rows so far from all clean ones are not like them: in standard deviations of the clean rows, and
+# in shares of the gap.
+_REACH, _REACH_INTO_GAP = 3, 0.25
 
 
 class NoiseReference:
@@ -49,7 +52,8 @@ class NoiseReference:
         self._copies = log_odds_of(probabilities(probe.copies[:, probe.detectable]))
         self.cells = len(self._clean) + 1
         self._mildest = float(np.nanquantile(self._copies, _MILDEST, axis=0).min())
-        self._margin = _MARGIN * max(self._mildest - float(self._clean[-1]), 0.0)
+        self._gap = max(self._mildest - float(self._clean[-1]), 0.0)
+        self._margin = _MARGIN * self._gap
         # What a row in each cell counts: a power of the share of clean rows below it.
         for power in _POWERS:
             counts = np.asarray(np.linspace(0, 1, self.cells) ** power)
@@ -72,10 +76,10 @@ class NoiseReference:
     def unexplained(self, log_odds: Array) -> NDArray[np.bool_]:
         """Return which rows are neither like clean rows nor like damaged ones.
 
-        They lie below all clean rows or above them, by the margin and by more than a standard
-        deviation of these; and above, still below the copies of every recipe.
+        They lie far below all clean rows, or far above all of them and still below the copies of
+        every recipe.
         """
-        reach = max(float(self._clean.std()), self._margin)
+        reach = max(_REACH * float(self._clean.std()), _REACH_INTO_GAP * self._gap)
         above = (log_odds > self._clean[-1] + reach) & (log_odds < self._mildest)
         return np.asarray(above | (log_odds < self._clean[0] - reach))
 

@@ -45,7 +45,8 @@ SKIPPED = "skipped"
 
 _CHECKS = {
     ROW_CONSERVATION: "Every raw row is scored or skipped with a reason, once.",
-    LEAKAGE: "No training row is a validation row, letter case, width and punctuation aside.",
+    LEAKAGE: "No training row is a validation row or holds one, letter case, width, punctuation, "
+    "accents, invisible characters and look-alike letters aside.",
     NEAR_LEAKAGE: "No training row has a validation row's prompt, or most of its words in the "
     "same order.",
     NOISE_FRACTION: "The lower end of the 95 % interval of the share of noisy rows is within the "
