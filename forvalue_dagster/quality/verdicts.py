@@ -167,8 +167,16 @@ def judge_shard(
     def verdict(
         verdict: Verdict, passed: bool, reason: str, **figures: float | None
     ) -> ShardVerdict:
-        counts = {"scored": len(scored), "distinct": len(distinct)}
-        return ShardVerdict(shard, verdict, passed, reason, limit, **counts, **figures)
+        return ShardVerdict(
+            shard,
+            verdict,
+            passed,
+            reason,
+            limit,
+            scored=len(scored),
+            distinct=len(distinct),
+            **figures,
+        )
 
     if scored.is_empty():
         return verdict("fail", False, f"none of its {len(scores)} rows could be scored")

@@ -87,7 +87,9 @@ def noise_fraction(
 
     def estimated(rows: NDArray[np.bool_]) -> tuple[float, float, float]:
         cells = reference.cells_of(log_odds[rows])
-        chosen = None if kept is None else np.bincount(cells, kept[rows], reference.cells)
+        chosen: Array | None = None
+        if kept is not None:
+            chosen = np.bincount(cells, kept[rows], reference.cells).astype(np.float64)
         density = _clean_density(reference, cells, chosen)
         return _estimate(reference, cells, density, np.random.default_rng(seed), replicates)
 
