@@ -173,9 +173,10 @@ def test_copies_of_clean_rows_dilute_nothing() -> None:
 
 
 def test_an_interval_that_says_nothing_is_no_pass() -> None:
-    rng = np.random.default_rng(0)
-    own = replace(probe(), clean=rng.normal(-1, 1, 4), copies=rng.normal(1, 1, (4, 1)))
-    verdict = judged(rng.normal(-0.6, 1, 25), own, min_probe_rows=2, min_probe_auc=0.5)
+    rng = np.random.default_rng(2)
+    own = replace(probe(), clean=rng.normal(0, 1, 6), copies=rng.normal(1.2, 1, (6, 1)))
+    rows = np.concatenate([rng.normal(0, 1, 15), rng.normal(1.2, 1, 10)])
+    verdict = judged(rows, own, min_probe_rows=2, min_probe_auc=0.5)
     assert verdict.noise_lower <= 0.15
     assert verdict.noise_upper > 0.5
     assert verdict.verdict == "uncertified"
