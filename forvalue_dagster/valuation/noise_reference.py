@@ -30,7 +30,7 @@ _LEAST_COUNTED = 0.2
 # Quantiles of the clean rows that the bound for any kind is averaged over.
 _BOUND_QUANTILES = (0.5, 0.8)
 # A row noisier than this share of the copies of some recipe is like damage of a known kind.
-_MILDEST = 0.05
+_MILDEST = 0.1
 # Where a gap divides clean rows from all damage, a row counts as above a clean one only half the
 # gap above it, nearer to damage: ranks alone would take a slight difference in style for noise.
 _MARGIN = 0.5
