@@ -1,14 +1,17 @@
 """Leakage: training rows that equal, or nearly equal, rows of the validation set.
 
 For-Value assumes that no training input is a validation input (Theorem 1); and a dataset that
-holds its own yardstick measures nothing. Equal means the same words after normalisation; nearly
-equal, that most word triples are shared.
+holds its own yardstick measures nothing. Equal means the same words after normalisation, also as a
+part of a longer conversation; nearly equal, that most word triples are shared (of a few words,
+most runs of five characters). Normalisation folds away case, width, accents, characters that take
+no place, and Cyrillic and Greek letters that look like Latin ones.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -24,22 +27,51 @@ LEAKS: dict[str, pl.DataType] = {
     "similarity": pl.Float64(),
 }
 _WORDS_IN_SHINGLE = 3
+_FEW_WORDS, _CHARACTERS_IN_SHINGLE = 6, 5
 _PERMUTATIONS = 128
 _WIDE = unicodedata.east_asian_width
+# Marks on letters, and characters that take no place: zero-width ones, soft hyphens, directions.
+_UNSEEN = {"Mn", "Me", "Cf"}
+_LOOK_ALIKES = str.maketrans(
+    "авсԁеһіјкмнорԛѕтухԝ" + "αβεζηικμνορτυχ" + "ıɑɡ",
+    "abcdehijkmhopqstyxw" + "abezhikmvoptyx" + "iag",
+)
+
+
+# Its role and its words.
+_Turn = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class _Text:
     """Normalised words; the names of images stand among them as words of their own."""
 
-    prompt: tuple[str, ...]
-    whole: tuple[str, ...]
+    turns: tuple[_Turn, ...]
     images: tuple[str, ...] = ()
 
     @property
+    def whole(self) -> tuple[str, ...]:
+        return tuple(word for _, words in self.turns for word in words)
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        return tuple(w for role, words in self.turns if role != "assistant" for w in words)
+
+    def parts(self, beginnings: Mapping[_Turn, set[int]]) -> Iterator[tuple[str, ...]]:
+        """Yield the words of parts that begin with one of these turns and have as many."""
+        for first, turn in enumerate(self.turns):
+            for length in beginnings.get(turn, ()):
+                yield _Text(self.turns[first : first + length]).whole
+
+    @property
     def shingles(self) -> frozenset[bytes]:
-        size = min(_WORDS_IN_SHINGLE, len(self.whole))
-        windows = zip(*(self.whole[offset:] for offset in range(size)), strict=False)
+        words = self.whole
+        if len(words) < _FEW_WORDS:
+            text = " ".join(words)
+            last = max(len(text) - _CHARACTERS_IN_SHINGLE, 0)
+            runs = (text[at : at + _CHARACTERS_IN_SHINGLE] for at in range(last + 1))
+            return frozenset(run.encode() for run in runs)
+        windows = zip(*(words[offset:] for offset in range(_WORDS_IN_SHINGLE)), strict=False)
         return frozenset(" ".join(window).encode() for window in windows)
 
 
@@ -64,6 +96,9 @@ def find_leaks(
     trusted = {row: text for row, text in _texts(validation) if text.whole}
     by_whole = {text.whole: row for row, text in reversed(trusted.items())}
     by_prompt = {text.prompt: row for row, text in reversed(trusted.items()) if text.prompt}
+    beginnings: dict[_Turn, set[int]] = {}
+    for text in trusted.values():
+        beginnings.setdefault(text.turns[0], set()).add(len(text.turns))
     shingles = {row: text.shingles for row, text in trusted.items()}
     signatures = MinHash.bulk(shingles.values(), num_perm=_PERMUTATIONS)
     # Signatures only estimate: candidates are taken from below the limit, then measured.
@@ -75,8 +110,11 @@ def find_leaks(
     for place, (_, text) in zip(places, _texts(training), strict=True):
         if not text.whole:
             continue
-        if text.whole in by_whole:
-            leaks.append((*place, by_whole[text.whole], "row", 1.0))
+        # The whole of it, or a part: another turn before or after hides nothing.
+        parts = (text.whole, *text.parts(beginnings))
+        found = next((by_whole[words] for words in parts if words in by_whole), None)
+        if found is not None:
+            leaks.append((*place, found, "row", 1.0))
             continue
         own = text.shingles
         (signature,) = MinHash.bulk([own], num_perm=_PERMUTATIONS)
@@ -96,26 +134,23 @@ def _texts(rows: pl.DataFrame) -> list[tuple[int, _Text]]:
     """Return (index, normalised words) of each row; a system prompt is nobody's own."""
     found = []
     for index, (messages, problem) in enumerate(rows.select("messages", "problem").iter_rows()):
-        turns = [] if problem else json.loads(messages)
-        prompt: list[str] = []
-        whole: list[str] = []
+        turns: list[_Turn] = []
         images: list[str] = []
-        for turn in turns:
+        for turn in [] if problem else json.loads(messages):
             if turn["role"] == "system":
                 continue
             pictures = [str(name) for name in message_images(turn)]
-            words = pictures + _words(message_text(turn))
             images += pictures
-            whole += words
-            if turn["role"] != "assistant":
-                prompt += words
-        found.append((index, _Text(tuple(prompt), tuple(whole), tuple(images))))
+            turns.append((turn["role"], (*pictures, *_words(message_text(turn)))))
+        found.append((index, _Text(tuple(turns), tuple(images))))
     return found
 
 
 def _words(text: str) -> list[str]:
-    """Fold case, width and punctuation away; ideographs, unspaced, are words of their own."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    """Fold away how words are written; ideographs, unspaced, are words of their own."""
+    apart = unicodedata.normalize("NFKD", text).casefold()
+    seen = "".join(char for char in apart if unicodedata.category(char) not in _UNSEEN)
+    folded = unicodedata.normalize("NFKC", seen.translate(_LOOK_ALIKES))
     return "".join(
         " " if not char.isalnum() else f" {char} " if _WIDE(char) == "W" else char
         for char in folded

@@ -19,7 +19,7 @@ from forvalue_dagster.quality.standing import (
     check_standing,
     latest_materialization,
 )
-from forvalue_dagster.quality.verdicts import ShardVerdict
+from forvalue_dagster.quality.verdicts import KeptNoise, ShardVerdict
 
 MANIFEST = "manifest"
 CERTIFIED = "certified"
@@ -127,6 +127,7 @@ class Manifest:
         files: name of a file of the dataset → its SHA-256.
         dataset: the asset.
         made_at: when, as ISO 8601 in UTC.
+        noise: of the rows kept; None if the manifest is older than this figure.
     """
 
     shards: tuple[ShardEntry, ...]
@@ -144,6 +145,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     dataset: str = ""
     made_at: str = ""
+    noise: KeptNoise | None = None
 
     @property
     def blocked(self) -> list[str]:
@@ -176,6 +178,8 @@ class Manifest:
             found = [*found, "no row was kept"]
         if not self.overrides_allowed:
             found = [*found, *(f"{clause}, which it does not allow" for clause in self.overridden)]
+        if self.noise is not None and not self.noise.passed:
+            found = [*found, self.noise.summary]
         return found
 
     def outdated(self, instance: dg.DagsterInstance) -> list[str]:
@@ -216,8 +220,9 @@ class Manifest:
         """
         shards: Sequence[Mapping[str, Any]] = plain["shards"]
         return cls(
-            **{name: plain[name] for name in cls.__dataclass_fields__}
+            **{name: plain[name] for name in cls.__dataclass_fields__ if name in plain}
             | {
+                "noise": KeptNoise(**plain["noise"]) if plain.get("noise") else None,
                 "missing_shards": tuple(plain["missing_shards"]),
                 "made_from": _made_from(plain["made_from"]),
                 "shards": tuple(

@@ -27,6 +27,8 @@ _NEVER = -50.0
 # A recipe counts in a noise fraction only if its copies can be told from clean rows this well:
 # shares of what looks clean cannot be told from shares of what is.
 DETECTABLE = 0.9
+# Probabilities nearer to 0 or 1 are not told apart: in double precision the latter cannot be.
+_SURE = 1e-12
 # Beyond these quantiles of the rows it was fitted on, a statistic counts as if it lay there.
 _CLIPPED = (0.002, 0.998)
 
@@ -82,9 +84,9 @@ class NoiseProbe:
 
     @property
     def detectable(self) -> NDArray[np.bool_]:
-        """Which recipes count in a noise fraction [R]; all of them, if none is told well."""
-        told = np.array([auc >= DETECTABLE for auc in self.auc_by_recipe.values()])
-        return told if told.any() else np.ones_like(told)
+        """Which recipes count in a noise fraction [R]; all with copies, if none is told well."""
+        told = np.array(list(self.auc_by_recipe.values()))
+        return told >= DETECTABLE if (told >= DETECTABLE).any() else np.isfinite(told)
 
     def to_arrays(self) -> dict[str, Array]:
         """Return arrays to be stored beside `recipes` and `metric`."""
@@ -187,6 +189,12 @@ def _damage(scores: Array) -> Array:
 def probabilities(log_odds: Array) -> Array:
     """Return 1 / (1 + exp(−log-odds))."""
     return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -700, 700))))
+
+
+def log_odds_of(probability: Array) -> Array:
+    """Return log-odds of stored probabilities: `probabilities` undone, up to ±27.6."""
+    bounded = np.clip(probability, _SURE, 1 - _SURE)
+    return np.asarray(np.log(bounded) - np.log1p(-bounded))
 
 
 def roc_auc(lower: Array, higher: Array) -> float:

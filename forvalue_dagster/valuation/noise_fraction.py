@@ -1,33 +1,37 @@
-"""How much of a training set is noise: the prior, re-estimated, with an interval.
+"""How much of a set is noise, with an interval.
 
-The log-odds that a noise probe gives the rows of a set are a mixture: of what it gives to clean
-rows, and of what it gives to rows damaged in each known way. Those are known from cross-fitted
-validation rows and their copies; the shares of the mixture are found by expectation maximisation
-(Saerens, Latinne and Decaestecker 2002, with one class for each kind of damage, so that the kinds
-need not occur as often here as among the copies). The interval is a bootstrap over the rows of
-the set and over the validation rows, a row together with its copies.
+Two estimates, on the ranks of the set's rows among clean ones (`noise_reference.py`).
+
+*Adjusted count* (Forman 2008; Bella et al. 2010 with soft counts). A row with the share r of the
+clean rows below it counts r⁴. Clean rows count E₀ on average and damaged copies E₁, so that a set
+that counts U holds (U − E₀) / (E₁ − E₀) of noise; what chance gives clean sets is taken off.
+
+*Bound for any kind* (Storey 2002; mixture proportions, Blanchard et al. 2010). A set of clean share
+c has at least c F₀(t) of its rows below t, where clean rows have F₀(t). So its noise is at least
+1 − F(t) / F₀(t), whatever it is like. It takes over where it exceeds the adjusted count by more
+than chance: that noise is milder than any known kind. Elsewhere it widens the interval.
+
+Both grow with the log-odds of any row, and with any row added beyond all others: rows that are
+noisier than every damaged copy are noise.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_dagster.valuation.noise import NoiseProbe
+from forvalue_dagster.valuation.noise_reference import NoiseReference
 
 Array = NDArray[np.float64]
 
-REPLICATES = 200
-_CELLS = 120  # log-odds are counted on a grid: the cost does not grow with the rows
-# Resampling a set redraws how many of its rows are noisy, which for the set at hand is fixed. With
-# all of that spread taken out, 95 % intervals held for known damage and were too narrow (0.6) for
-# damage of a kind the probe was not fitted on; with none, they were wider than they need to be.
-_GIVEN = 0.25
-_STEPS = 300
-_CONVERGED = 1e-4
-_FLOOR = 1e-3  # share of each density that is spread evenly, so that no row is impossible
+REPLICATES = 400
+# Kept rows stand for the rows of the same range of ranks: at most so many ranges, of so many rows.
+_RANGES, _ROWS_IN_RANGE = 10, 40
 
 
 @dataclass(frozen=True)
@@ -36,143 +40,143 @@ class NoiseFraction:
 
     Attributes:
         estimate: 0 to 1.
-        lower, upper: 95 % interval, for the process that the set is a sample of.
+        lower, upper: 95 % interval, for the process that the set is a sample of; at its lower end
+            unexplained rows are clean, at its upper end they are noise.
         rows: rows that it rests on.
+        unexplained: share of rows that are like neither clean rows nor damaged ones.
+        if_clean, if_noise: what the estimate would be, were all of those clean, or noise.
     """
 
     estimate: float
     lower: float
     upper: float
     rows: int
+    unexplained: float
+    if_clean: float
+    if_noise: float
 
 
 def noise_fraction(
-    probe: NoiseProbe, log_odds: Array, *, seed: int = 0, replicates: int = REPLICATES
+    probe: NoiseProbe,
+    log_odds: Array,
+    kept: Array | None = None,
+    *,
+    seed: int = 0,
+    replicates: int = REPLICATES,
 ) -> NoiseFraction:
-    """Estimate the share of noisy rows.
+    """Estimate the share of noisy rows of a set, or among those that were kept of it.
+
+    The log-odds that chose kept rows cannot vouch for them. So the noise of the whole set is
+    estimated; within a range of ranks, clean rows lie as thickly as they do among the validation
+    rows, what exceeds them is noise, and a kept row is as probably noise as any row of its range.
 
     Args:
         probe: whose judgements on validation rows are the reference.
         log_odds: its judgements on the rows of the set [N].
+        kept: how often each row was kept [N]; None if the question is the set itself.
         seed: of the bootstrap.
         replicates: of the bootstrap.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: if there is no row, or none was kept.
     """
-    if not len(log_odds):
+    weights = np.ones(len(log_odds)) if kept is None else kept
+    if not weights.sum() > 0:
         raise ValueError("No rows: no share of them can be estimated.")
-    grid = _Grid.over(probe)
-    rng = np.random.default_rng(seed)
-    counts = grid.counts(log_odds)
-    even = np.full((1, probe.rows), 1 / probe.rows)
-    reference = grid.densities(even)
-    shares = _mixture(reference, counts[None])[0]
-    rows = len(log_odds)
-    trusted = grid.densities(rng.multinomial(probe.rows, even[0], replicates) / probe.rows)
-    drawn = rng.multinomial(rows, counts / rows, replicates).astype(np.float64)
-    resampled = 1 - _mixture(trusted, drawn)[:, 0]
-    # How many noisy rows a draw happens to hold, by the posterior of each row, beside the set.
-    posterior = 1 - shares[0] * reference[0, 0] / (shares @ reference[0])
-    resampled = resampled - _GIVEN * (drawn - counts) @ posterior / rows
-    null = _judged_clean(probe, grid, rows, rng, replicates)
-    raw = float(1 - shares[0])
-    excess = float(null.mean())
-    estimate, lower, upper = (
-        float(np.clip((value - excess) / (1 - excess), 0, 1))
-        for value in (raw, np.quantile(resampled, 0.025), np.quantile(resampled, 0.975))
+    reference = NoiseReference(probe)
+
+    def estimated(rows: NDArray[np.bool_]) -> tuple[float, float, float]:
+        cells = reference.cells_of(log_odds[rows])
+        chosen: Array | None = None
+        if kept is not None:
+            chosen = np.bincount(cells, kept[rows], reference.cells).astype(np.float64)
+        density = _clean_density(reference, cells, chosen)
+        return _estimate(reference, cells, density, np.random.default_rng(seed), replicates)
+
+    strange = reference.unexplained(log_odds)
+    share = float(weights[strange].sum() / weights.sum())
+    whole = estimate, lower, upper = estimated(np.ones_like(strange))
+    explained = whole if share == 0 else (0.0, 0.0, 0.0) if share == 1 else estimated(~strange)
+    return NoiseFraction(
+        estimate=estimate,
+        lower=min((1 - share) * explained[1], lower if share == 0 else estimate),
+        upper=max((1 - share) * explained[2] + share, upper if share == 0 else estimate),
+        rows=int(weights.sum()),
+        unexplained=share,
+        if_clean=min((1 - share) * explained[0], estimate),
+        if_noise=max((1 - share) * explained[0] + share, estimate),
     )
-    if raw <= np.quantile(null, 0.95) or lower * rows < 0.5:
-        lower = 0.0  # as many clean rows look like this in one draw of twenty; or half a row
-    # No row at all that looks damaged still rules out only about 3 in n (rule of three).
-    lower, upper = min(lower, estimate), max(upper, estimate, min(1.0, 3 / rows))
-    return NoiseFraction(estimate, lower, upper, rows)
 
 
-def _judged_clean(
-    probe: NoiseProbe, grid: _Grid, rows: int, rng: np.random.Generator, replicates: int
-) -> Array:
-    """Return what clean sets of so many rows are judged to hold [B]: never less than nothing.
+def rows_needed(limit: float) -> float:
+    """Return of how many clean rows the interval can lie within a limit; infinity for none."""
+    return math.ceil(3 / limit - 1e-9) if limit > 0 else math.inf
 
-    One half of the validation rows plays the set, the other the reference: clean rows that are
-    not the very rows of the reference.
+
+def _estimate(
+    reference: NoiseReference,
+    cells: NDArray[np.int64],
+    clean_density: Callable[[Array, Array], Array | float],
+    rng: np.random.Generator,
+    replicates: int,
+) -> tuple[float, float, float]:
+    """Return an estimate and its interval.
+
+    Args:
+        reference: clean rows and damaged copies.
+        cells: cell of each row of the set.
+        clean_density: how thickly clean rows lie where the rows in question are, over how thickly
+            rows of the set do, of the shares of the set and of clean rows in each cell.
+        rng: of the bootstrap.
+        replicates: of the bootstrap.
     """
-    order = np.argsort(rng.random((replicates, probe.rows)), axis=1)
-    inside = np.zeros((replicates, probe.rows))
-    np.put_along_axis(inside, order[:, : probe.rows // 2], 1.0, axis=1)
-    own = grid.cells_of(probe.clean)
-    outside = np.zeros((replicates, _CELLS))
-    for cell in range(_CELLS):
-        outside[:, cell] = (1 - inside)[:, own == cell].sum(axis=1)
-    drawn = rng.multinomial(rows, outside / outside.sum(axis=1, keepdims=True))
-    return np.asarray(1 - _mixture(grid.densities(inside), drawn.astype(np.float64))[:, 0])
+    rows, even = len(cells), reference.clean
+    shares = np.bincount(cells, minlength=reference.cells) / rows
+    off, bound_off = reference.chance(rows)
+    off = min(off, 0.9)
+    bound = float(reference.bound(shares, even))
+    known = (float(reference.adjusted_count(shares, even, reference.damaged)) - off) / (1 - off)
+
+    def in_question(noise: Array | float, shares: Array, clean: Array) -> Array:
+        return 1 - (1 - np.clip(noise, None, 1)) * clean_density(shares, clean)
+
+    estimate = float(in_question(max(known, bound - 1.96 * bound_off, 0), shares, even))
+    clean = reference.resampled_clean(rng, replicates)
+    drawn = rng.multinomial(rows, shares, replicates) / rows
+    damaged = reference.resampled_damage(rng, replicates)
+    resampled = (reference.adjusted_count(drawn, clean, damaged) - off) / (1 - off)
+    lower, upper = np.quantile(in_question(resampled, drawn, clean), [0.025, 0.975])
+    if known <= 0.645 * off / (1 - off) or lower * rows < 0.5:
+        lower = 0.0  # one clean set in twenty counts as much (1.645 deviations); or half a row
+    upper = max(upper, float(in_question(max(bound, known), shares, even)))
+    # No row at all that looks damaged, or none that looks clean, still rules out only about 3 in n
+    # (rule of three).
+    lower, upper = min(lower, 1 - 3 / rows), max(upper, 3 / rows)
+    estimate, lower, upper = (float(np.clip(value, 0, 1)) for value in (estimate, lower, upper))
+    return estimate, min(lower, estimate), max(upper, estimate)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Log-odds on a grid: where its cells lie, and what each reference row puts into them."""
+def _clean_density(
+    reference: NoiseReference, cells: NDArray[np.int64], kept: Array | None
+) -> Callable[[Array, Array], Array | float]:
+    """Return the density of clean rows where kept rows are; 1 where all are kept.
 
-    low: float
-    high: float
-    first: float
-    step: float
-    clean: Array  # [cells, M]
-    copies: Array  # [R, cells, M], zero where there is no copy
+    Args:
+        reference: clean rows.
+        cells: cell of each row of the set.
+        kept: kept rows in each cell.
+    """
+    if kept is None or not kept.sum():
+        return lambda _, __: 1.0
+    last = int(np.flatnonzero(kept)[-1])
+    count = int(np.clip(min((cells <= last).sum() // _ROWS_IN_RANGE, _RANGES), 1, last + 1))
+    first = np.round(np.linspace(0, last + 1, count + 1)).astype(np.int64)[:-1]
+    own = np.add.reduceat(kept[: last + 1], first) / kept.sum()
 
-    @classmethod
-    def over(cls, probe: NoiseProbe) -> _Grid:
-        known = probe.copies[:, probe.detectable]
-        present = np.isfinite(known)
-        everything = np.concatenate([probe.clean, known[present]])
-        low, high = np.quantile(everything, [0.001, 0.999]) + np.array([-1.0, 1.0])
-        # Scott's rule on the clean rows, the narrower side, for all: sharper would fit noise.
-        width = max(1.06 * float(probe.clean.std()) * probe.rows**-0.2, 1e-3)
-        first, last = low - 2 * width, high + 2 * width
-        cells = np.linspace(first, last, _CELLS)
-
-        def bumps(points: Array) -> Array:
-            points = np.clip(points, low, high)
-            return np.asarray(np.exp(-0.5 * ((cells[:, None] - points[None]) / width) ** 2))
-
-        copies = np.where(present, known, 0.0)
-        return cls(
-            float(low),
-            float(high),
-            float(first),
-            float(cells[1] - cells[0]),
-            bumps(probe.clean),
-            np.stack([bumps(own) * there for own, there in zip(copies.T, present.T, strict=True)]),
+    def density(shares: Array, clean: Array) -> Array:
+        thick, expected = (
+            np.add.reduceat(side[..., : last + 1], first, axis=-1) for side in (shares, clean)
         )
+        return np.asarray((own * expected / np.maximum(thick, 0.5 / len(cells))).sum(axis=-1))
 
-    def counts(self, log_odds: Array) -> Array:
-        """Return how many rows lie in each cell."""
-        counts: Array = np.bincount(self.cells_of(log_odds), minlength=_CELLS).astype(np.float64)
-        return counts
-
-    def cells_of(self, log_odds: Array) -> NDArray[np.int64]:
-        """Return the cell that each row lies in."""
-        bounded = np.clip(log_odds, self.low, self.high)
-        cells: NDArray[np.int64] = np.round((bounded - self.first) / self.step).astype(np.int64)
-        return cells
-
-    def densities(self, weights: Array) -> Array:
-        """Return clean and damaged densities [B, 1 + R, cells] of reweighted rows [B, M]."""
-        clean = (weights @ self.clean.T)[:, None]
-        copies = np.einsum("bm,rcm->brc", weights, self.copies)
-        density = np.concatenate([clean, copies], axis=1)
-        total = density.sum(axis=2, keepdims=True)
-        density = np.divide(density, total, out=np.zeros_like(density), where=total > 0)
-        return np.asarray(density * (1 - _FLOOR) + _FLOOR / _CELLS)
-
-
-def _mixture(densities: Array, counts: Array) -> Array:
-    """Return the shares [B, K] of densities [B, K, cells] that explain counts [B, cells] best."""
-    shares = np.full(densities.shape[:2], 1 / densities.shape[1])
-    rows = counts.sum(axis=1, keepdims=True)
-    for _ in range(_STEPS):
-        mixed = (shares[:, None] @ densities)[:, 0]
-        before = shares
-        shares = shares * (densities @ (counts / mixed)[..., None])[..., 0] / rows
-        if np.abs(shares - before).max() < _CONVERGED:
-            break
-    return shares
+    return density

@@ -70,3 +70,74 @@ def test_fresh_rows_are_no_leaks() -> None:
 def test_no_text_in_what_is_told() -> None:
     found = find_leaks(read_rows([{"prompt": PROMPT, "response": RESPONSE}]), VALIDATION)
     assert "fox" not in str(found.to_dicts())
+
+
+def turns(*texts: str) -> dict:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[n % 2], "content": t} for n, t in enumerate(texts)]}
+
+
+DRESSES = {
+    "zero width": "\u200b".join,
+    "soft hyphens": lambda text: text.replace("a", "a\u00ad"),
+    "Cyrillic": lambda text: text.translate(str.maketrans("aceopxyBHKMT", "асеорхуВНКМТ")),
+    "Greek": lambda text: text.translate(str.maketrans("oivABEZHIKMOPTX", "οινΑΒΕΖΗΙΚΜΟΡΤΧ")),
+    "accents": lambda text: text.replace("e", "e\u0301").replace("o", "ö"),
+    "full width": lambda text: "".join(
+        chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text
+    ),
+    "directions": lambda text: f"\u202d{text}\u202c",
+    "mathematical": lambda text: text.translate({ord("h"): "\U0001d421", ord("l"): "\U0001d425"}),
+}
+
+
+@pytest.mark.parametrize("dress", DRESSES.values(), ids=DRESSES)
+def test_letters_that_look_alike_hide_nothing(dress) -> None:
+    assert leaks({"prompt": dress(PROMPT), "response": dress(RESPONSE)}) == [(0, 1, "row")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        turns(PROMPT, RESPONSE, "Thanks.", "Any time."),
+        turns("Hello.", "Hi.", PROMPT, RESPONSE),
+        turns("Hello.", "Hi.", PROMPT, RESPONSE, "Thanks.", "Any time."),
+        turns("Hello.", "Hi.", PROMPT.replace("o", "о"), RESPONSE, "Thanks."),
+    ],
+    ids=["turn after", "turn before", "turns around", "look-alikes, too"],
+)
+def test_another_turn_hides_nothing(row: dict) -> None:
+    assert leaks(FRESH, row) == [(1, 1, "row")]
+
+
+def test_a_shared_greeting_is_no_leak() -> None:
+    validation = read_rows(
+        [turns("Hello.", "Hi.", "What is the tallest hill?", "The highest one.")]
+    )
+    assert find_leaks(read_rows([turns("Hello.", "Hi.", *FRESH.values())]), validation).is_empty()
+
+
+def test_rows_of_a_word_or_two() -> None:
+    validation = read_rows([{"prompt": "abcdabdcabcc", "response": "dcbaaccbdaba"}])
+    hidden = read_rows(
+        [
+            {"prompt": "abcdabdcabcc", "response": "dcbaaccbdaba"},
+            {"prompt": "\u200b".join("abcdabdcabcc"), "response": "dcbаaccbdaba"},
+            {"prompt": "abcdabdcabcc", "response": "dcbaaccbdaba d"},
+            {"prompt": "x abcdabdcabcc", "response": "dcbaaccbdaba"},
+            {"prompt": "", "response": "abcdabdcabcc dcbaaccbdaba d"},
+            {"prompt": "ddddaaaabbbb", "response": "ccccaaaadddd"},
+        ]
+    )
+    found = find_leaks(hidden, validation)
+    told = dict(found.select("row", "kind").iter_rows())
+    assert told == {0: "row", 1: "row", 2: "prompt", 3: "near", 4: "near"}
+
+
+def test_the_same_words_in_another_script_are_not_lost() -> None:
+    """Folding look-alikes together leaves Russian and Greek, in capitals or not, as they match."""
+    russian = {"prompt": "Где находится Москва?", "response": "Москва стоит на реке Москве."}
+    greek = {"prompt": "Πού είναι η Αθήνα;", "response": "Η Αθήνα είναι στην Αττική, νότια."}
+    validation = read_rows([russian, greek])
+    shouted = [{name: text.upper() for name, text in row.items()} for row in (russian, greek)]
+    assert find_leaks(read_rows(shouted), validation)["kind"].to_list() == ["row", "row"]

@@ -52,7 +52,12 @@ def policy_in_force(
 ) -> Selection:
     """Return the policy; a probe that proves nothing, where that is let pass, drops no rows."""
     policy = selection.selection()
-    unfit = any(entry.passed and entry.verdict.verdict == "uncertified" for entry in entries)
+    unfit = any(
+        entry.passed
+        and entry.verdict.verdict == "uncertified"
+        and entry.verdict.noise_fraction is None
+        for entry in entries
+    )
     if policy.max_noise_probability is None or not unfit:
         return policy
     context.log.warning(

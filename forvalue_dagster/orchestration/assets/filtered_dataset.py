@@ -44,6 +44,7 @@ from forvalue_dagster.orchestration.options.resources import PROFILE_SETTINGS, V
 from forvalue_dagster.orchestration.trained_adapter import model_dependency
 from forvalue_dagster.quality.certificate import signed
 from forvalue_dagster.quality.manifest import CERTIFIED, MANIFEST, Manifest
+from forvalue_dagster.quality.verdicts import judge_kept
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import (
     StoredTable,
@@ -136,8 +137,8 @@ def build_filtered_dataset(
                 CERTIFIED,
                 asset=filtered_key,
                 blocking=True,
-                description="Every shard in the filtered dataset passed its noise gate, and some "
-                "row was kept.",
+                description="Every shard in the filtered dataset passed its noise gate, some row "
+                "was kept, and the estimated noise among the rows kept is within the limit.",
             ),
             dg.AssetCheckSpec(
                 SELECTION,
@@ -220,6 +221,13 @@ def build_filtered_dataset(
             files=digests,
             dataset=filtered_key.to_user_string(),
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            noise=judge_kept(
+                [entry.verdict for entry in entries if entry.passed],
+                scores,
+                kept,
+                probe.noise,
+                gate.max_noise_fraction,
+            ),
         )
         files = {
             "json_lines": file_path(storage, filtered_key, ".jsonl"),
@@ -286,12 +294,19 @@ def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:
         passed=not objections,
         description="; ".join(objections)
         or f"{manifest.rows['kept']} rows of the shards that passed "
-        f"({', '.join(manifest.passed)}){left_out}.",
+        f"({', '.join(manifest.passed)}); {manifest.noise.summary if manifest.noise else ''}"
+        f"{left_out}.",
         metadata={
             "shards_passed": len(manifest.passed),
             "shards_left_out": len(manifest.blocked),
+            **_noise_figures(manifest),
         },
     )
+
+
+def _noise_figures(manifest: Manifest) -> dict[str, float]:
+    figures = {} if manifest.noise is None else asdict(manifest.noise)
+    return {name: round(value, 4) for name, value in figures.items() if value is not None}
 
 
 def _reason_table(dropped: pl.DataFrame) -> dg.TableMetadataValue:

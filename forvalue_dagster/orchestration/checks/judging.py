@@ -113,7 +113,15 @@ def judge_shards(
 
 def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
     """Show every shard's verdict and figures."""
-    columns = ("noise_fraction", "noise_lower", "noise_upper", "max_noise_fraction", "shift")
+    columns = (
+        "noise_fraction",
+        "noise_lower",
+        "noise_upper",
+        "max_noise_fraction",
+        "unexplained",
+        "noise_of_all",
+        "shift",
+    )
     records = []
     for entry in entries:
         verdict = entry.verdict
@@ -129,6 +137,7 @@ def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
                         for name, value in figures.items()
                     },
                     "scored": verdict.scored,
+                    "distinct": verdict.distinct,
                     "blocked by": "; ".join(entry.blocked_by),
                 }
             )
@@ -140,6 +149,7 @@ def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
             dg.TableColumn("verdict"),
             *(dg.TableColumn(name, "float") for name in columns),
             dg.TableColumn("scored", "int"),
+            dg.TableColumn("distinct", "int"),
             dg.TableColumn("blocked by"),
         ]
     )

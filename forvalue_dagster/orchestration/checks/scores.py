@@ -45,11 +45,13 @@ SKIPPED = "skipped"
 
 _CHECKS = {
     ROW_CONSERVATION: "Every raw row is scored or skipped with a reason, once.",
-    LEAKAGE: "No training row is a validation row, letter case, width and punctuation aside.",
+    LEAKAGE: "No training row is a validation row or holds one, letter case, width, punctuation, "
+    "accents, invisible characters and look-alike letters aside.",
     NEAR_LEAKAGE: "No training row has a validation row's prompt, or most of its words in the "
     "same order.",
     NOISE_FRACTION: "The lower end of the 95 % interval of the share of noisy rows is within the "
-    "limit, the noise probe is fit to tell, and the prompts are like the validation prompts.",
+    "limit, the noise probe is fit to tell, the rows are enough and like known ones, and the "
+    "prompts are like the validation prompts.",
     NOISE_WARNING: "The estimated share of noisy rows is within the limit too, and nothing about "
     "the gate was waived.",
     VALUE_DISTRIBUTION: "Few rows harm, and values lie as they did when the shard was last valued.",
@@ -233,6 +235,8 @@ def check_noise(
             "interval_lower": verdict.noise_lower,
             "interval_upper": verdict.noise_upper,
             "max_noise_fraction": verdict.max_noise_fraction,
+            "unexplained": verdict.unexplained,
+            "noise_fraction_with_copies": verdict.noise_of_all,
             "prompt_shift_auc": verdict.shift,
         }.items()
         if value is not None
@@ -246,6 +250,7 @@ def check_noise(
             "verdict": verdict.verdict,
             **figures,
             "scored": verdict.scored,
+            "distinct": verdict.distinct,
             "noise_probability": histogram(
                 {"rows": scores["noise_probability"]},
                 title="Noise probability of the shard's rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -47,6 +48,9 @@ def build_report(
                 "noise": verdict.noise_fraction,
                 "noise_lower": verdict.noise_lower,
                 "noise_upper": verdict.noise_upper,
+                "noise_of_all": verdict.noise_of_all,
+                "unexplained": verdict.unexplained,
+                "distinct": verdict.distinct,
                 "limit": verdict.max_noise_fraction,
                 "rows": len(table),
                 "scored": scored,
@@ -67,6 +71,8 @@ def build_report(
         "shards": shards,
         "missing_shards": list(manifest.missing_shards),
         "objections": manifest.objections(),
+        "noise": None if manifest.noise is None else asdict(manifest.noise),
+        "noise_summary": None if manifest.noise is None else manifest.noise.summary,
         "dropped": dropped.group_by("drop_reason", "shard")
         .len("rows")
         .sort("rows", "drop_reason", "shard", descending=[True, False, False])

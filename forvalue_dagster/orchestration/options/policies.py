@@ -68,7 +68,9 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"], InYaml, extra="forbid"):
     )
     uncertified: Literal["fail", "warn"] = Field(
         default="fail",
-        description="What a noise probe that proves nothing means for the shards it should judge.",
+        description="What happens to a shard that cannot be judged: the noise probe proves "
+        "nothing, its distinct rows are fewer than 3 / max_noise_fraction, too many are like "
+        "neither clean nor damaged ones, or the interval is too wide.",
     )
     domain_shift: Literal["fail", "warn", "judge"] = Field(
         default="fail",
