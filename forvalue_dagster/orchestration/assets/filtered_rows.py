@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import polars as pl
 from upath import UPath
 
+from forvalue_dagster.data.own_columns import beside, together_lazily
 from forvalue_dagster.data.read import source_lines
 from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.storage.atomic import atomic_write
@@ -19,9 +20,9 @@ def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.Lazy
     parts = []
     for rows, chosen in _by_shard(raw, decided):
         own = rows.collect_schema().names()
-        renamed = rows.rename({name: f"source.{name}" for name in own if name in scores})
+        renamed = rows.rename({name: beside(name, scores) for name in own})
         parts.append(renamed.join(chosen.lazy(), on=PLACE, maintain_order="left"))
-    return pl.concat(parts, how="diagonal_relaxed").drop("source")
+    return together_lazily(parts).drop("source")
 
 
 def _by_shard(

@@ -118,15 +118,18 @@ def build_shard_sensor(
         known: dict[str, str] = dict.fromkeys(naming.registered(context.instance), "")
         known |= json.loads(context.cursor or "{}")
         try:
-            now = {shard: file.state for shard, file in training_rows.listing().items()}
+            seen = training_rows.survey()
         except DataFileError as error:
             # A folder that is away for a while must not look like shards that are gone.
             return dg.SkipReason(str(error))
+        if seen.passed_over:
+            context.log.warning(str(seen))
+        now = {shard: file.state for shard, file in seen.shards.items()}
         if known and not now:
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, automation.shards_per_tick)
         if not found.changed and not found.gone:
-            return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
+            return dg.SkipReason(f"{len(known)} shards, none new, changed or gone. {seen}".strip())
         shards = dg.DynamicPartitionsDefinition(name=naming.name("shards"))
         requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
         if found.changed:
@@ -173,7 +176,10 @@ def build_discovery_schedule(
         for shard in naming.registered(instance):
             last = latest_materialization(instance, naming.key(TRAINING_FILES), shard)
             known[shard] = last.data_version if last else ""
-        now = {shard: file.state for shard, file in training_rows.listing().items()}
+        seen = training_rows.survey()
+        if seen.passed_over:
+            context.log.warning(str(seen))
+        now = {shard: file.state for shard, file in seen.shards.items()}
         if known and not now:
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, len(now))
@@ -187,7 +193,8 @@ def build_discovery_schedule(
             instance.delete_dynamic_partition(shards, shard)
         if found.gone:
             return purge_request(naming)
-        return dg.SkipReason(f"{len(found.changed)} shards new or changed, none gone.")
+        done = f"{len(found.changed)} shards new or changed, none gone. {seen}"
+        return dg.SkipReason(done.strip())
 
     return discovery
 
