@@ -48,6 +48,7 @@ def test_public_names() -> None:
         "GateReport",
         "ModelConfig",
         "NoiseOptions",
+        "ReadLimits",
         "Refine",
         "RowSource",
         "Selection",

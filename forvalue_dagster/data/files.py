@@ -85,8 +85,8 @@ def opened(path: Path, limits: ReadLimits) -> Iterator[io.BufferedReader]:
     with path.open("rb") as file:
         raw = _Counted(_decompressed(file, path), path, limits)
         stream = io.BufferedReader(raw, 1 << 20)
-        start = stream.peek(4)[:4]
-        if start.startswith(_WIDE):
+        start = stream.peek(4)[:1000]
+        if start.startswith(_WIDE) and b"\0" in start:
             raise DataFileError(
                 f"{path} is UTF-16 or UTF-32; expected UTF-8. Re-encode it, as by iconv -t UTF-8."
             )

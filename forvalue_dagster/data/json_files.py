@@ -35,8 +35,7 @@ def read_json_lines(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
     """Yield the rows of a .jsonl file; blank lines are no rows.
 
     Raises:
-        DataFileError: if the compressed stream is damaged, a limit is passed, or an array ends
-            too early.
+        DataFileError: if the compressed stream is damaged, or a limit is passed.
     """
     with opened(path, limits) as stream:
         if _breaks_its_lines(stream.peek()):
@@ -49,7 +48,8 @@ def read_json(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
     """Yield the rows of a .json file, also where one object holds them under one key.
 
     Raises:
-        DataFileError: as `read_json_lines`; or if an object holds several lists of rows.
+        DataFileError: as `read_json_lines`; or if an array ends too early, or an object holds
+            several lists of rows.
     """
     with opened(path, limits) as stream:
         text = stream.read()
@@ -76,7 +76,7 @@ def _breaks_its_lines(head: bytes) -> bool:
     """Whether a file is anything but one JSON value a line, judged by its beginning."""
     head = head.lstrip()
     line, newline, rest = head.partition(b"\n")
-    if head.startswith(b"["):
+    if re.match(rb"\[\s*{", head):
         return not rest.strip() or _values(line) is None
     return head.startswith(b"{") and bool(newline) and _values(line) is None
 
@@ -87,7 +87,7 @@ def _document(
     """Yield the rows of an array, or of objects that are broken over lines."""
     text = text.strip()
     found = _cut(text)
-    if text.startswith(b"[") and found is None:
+    if wrapped and text.startswith(b"[") and found is None:
         raise DataFileError(
             f"{path} begins with a JSON array that does not end, or is not all there is; expected "
             "one complete array, or one object a line. Write it again."

@@ -149,6 +149,7 @@ def source_lines(frame: pl.DataFrame) -> Iterable[str]:
 
 
 _Own = Mapping[str, str | None]
+_NO_JSON = "it nests too deeply, or has a number too long, to be written as JSON; take that out"
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path, _Own]]:
@@ -240,13 +241,15 @@ class _Reader:
 
     def _from_records(self, records: Sequence[SourceRow]) -> tuple[pl.DataFrame, RowReading]:
         rows, reading = self._read(records)
+        lines = []
+        for index, (record, row) in enumerate(zip(records, rows, strict=True)):
+            line = record.text
+            if line is None and record.values is not None:
+                line = verbatim(record.values, (isinstance(row, CanonicalRow) and row.images) or ())
+                if line is None and isinstance(row, CanonicalRow):
+                    rows[index] = self._refuse(record, RowError(_NO_JSON, "JSON"))
+            lines.append(line)
         frame = self._canonical(rows, [record.row for record in records])
-        lines = [
-            verbatim(record.values, (isinstance(row, CanonicalRow) and row.images) or ())
-            if record.text is None and record.values is not None
-            else record.text
-            for record, row in zip(records, rows, strict=True)
-        ]
         own = scalar_columns([record.values or {} for record in records], CANONICAL_SCHEMA)
         return frame.with_columns(pl.Series("source", lines, dtype=pl.String)).hstack(own), reading
 
@@ -277,6 +280,9 @@ class _Reader:
                 problem = RowError("its group holds half of a surrogate pair, which is not Unicode")
             except RecursionError:
                 problem = RowError("it nests too deeply; expected a conversation")
+        return self._refuse(record, problem)
+
+    def _refuse(self, record: SourceRow, problem: RowError) -> RowError:
         if self.on_bad_row == "raise":
             raise DataFileError(
                 f"{self.origin}, row {record.row} ({record.place or f'line {record.row + 1}'}): "
