@@ -75,7 +75,7 @@ class SourceRow:
 
 
 @contextmanager
-def opened(path: Path, limits: ReadLimits) -> Iterator[io.BufferedReader]:
+def opened(path: Path, limits: ReadLimits) -> Iterator[Any]:
     """Open a text file, plain, .gz or .zst, behind its byte order mark.
 
     Raises:

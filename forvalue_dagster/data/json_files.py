@@ -134,7 +134,8 @@ def _wrapper(values: dict[str, Any], path: Path) -> str | None:
 def _cut(text: bytes) -> list[bytes] | None:
     """Cut an array, or objects one after the other, into their pieces; None if one never ends."""
     outer = 1 if text.startswith(b"[") else 0
-    pieces, depth, start = [], 0, outer
+    pieces: list[bytes] = []
+    depth, start = 0, outer
     for token in _TOKEN.finditer(text):
         mark = token.group()
         if mark in (b"[", b"{"):

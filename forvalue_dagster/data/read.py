@@ -117,10 +117,10 @@ def read_rows_with_reading(
     columns = columns or Columns()
     if not isinstance(rows, str | Path):
         table = as_table(rows)
-        framed = isinstance(table, pl.DataFrame)
-        if framed and set(CANONICAL_SCHEMA) - _OPTIONAL <= set(table.columns):
+        held = set(table.columns) if isinstance(table, pl.DataFrame) else set()
+        if isinstance(table, pl.DataFrame) and set(CANONICAL_SCHEMA) - _OPTIONAL <= held:
             return table, {}
-        origin = "the frame" if framed else "the list"
+        origin = "the frame" if isinstance(table, pl.DataFrame) else "the list"
         reader = _Reader(columns, shard or "rows", origin, on_bad_row, images)
         frame, reading = reader.read(table)
         return frame, {origin: reading}

@@ -84,6 +84,7 @@ def _delimited(path: Path, separator: str, limits: ReadLimits) -> Iterator[Sourc
                 "expected the name of each column there."
             )
         number = 0
+        cells: list[str] | str
         while True:
             try:
                 cells = next(rows)

@@ -65,7 +65,7 @@ def validate(
 
 def _as_pandas(facts: pl.DataFrame) -> Any:
     """Return pandas that keeps integers: beside a null it would take them for floats."""
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     frame = facts.to_pandas()
     for column in facts.select(pl.selectors.integer()):

@@ -133,7 +133,7 @@ def _names_as_they_are(figure: Figure) -> Iterator[None]:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_parse_math(False)
     with rc_context({"text.parse_math": False}):
         yield
 
