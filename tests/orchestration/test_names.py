@@ -71,9 +71,9 @@ def test_a_partition_of_another_asset_never_leads_out_of_the_storage(project: Pr
     shards = dg.DynamicPartitionsDefinition(name="days")
     keys = ["day", "../../../escape", "n" * 240]
 
-    @dg.asset(partitions_def=shards, io_manager_key="mem")
-    def rows(context: dg.AssetExecutionContext) -> list:
-        return project.rows(24, project.likely, seed=len(context.partition_key))
+    @dg.asset(partitions_def=shards, io_manager_key="parquet_io_manager")
+    def rows(context) -> pl.DataFrame:  # Dagster cannot look up the annotation of an inner function
+        return pl.DataFrame(project.rows(24, project.likely, seed=len(context.partition_key)))
 
     project.options = {
         "training_rows": fv.UpstreamRows(asset="rows"),
@@ -83,23 +83,26 @@ def test_a_partition_of_another_asset_never_leads_out_of_the_storage(project: Pr
     }
     project.instance.add_dynamic_partitions("days", keys)
     before = set(project.folder.rglob("*"))
-    assert project.run("forvalue_profile").success
-    graph = project.definitions
-    for key in keys:
-        run = dg.materialize(
-            [rows, *graph.assets],
-            selection=["rows", "raw_finetuning_data", "sample_features", "value_scores"],
-            partition_key=key,
-            instance=project.instance,
-            resources=graph.resources | {"mem": dg.mem_io_manager},
-            raise_on_error=False,
+    together = dg.Definitions.merge(project.definitions, dg.Definitions(assets=[rows]))
+
+    def run(*names: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
+        job = together.resolve_implicit_global_asset_job_def()
+        return job.get_subset(
+            asset_selection={dg.AssetKey(name) for name in names}
+        ).execute_in_process(
+            instance=project.instance, partition_key=partition, raise_on_error=False
         )
-        assert run.success == (key == "day")
-        if key != "day":
-            (failure,) = [e for e in run.all_events if e.is_step_failure]
+
+    assert run("validation_data", "validation_profile").success
+    for key in keys:
+        assert run("rows", partition=key).success == (key != "n" * 240)
+        made = run("raw_finetuning_data", "sample_features", "value_scores", partition=key)
+        assert made.success == (key == "day")
+        if key == "../../../escape":
+            (failure, *_) = [e for e in made.all_events if e.is_step_failure]
             assert "can be no shard" in failure.step_failure_data.error.to_string()
     # The others are missing, and hold nothing up.
-    assert project.run("forvalue_filter").success
+    assert run("filtered_dataset", "dropped_rows").success
     made = {path for path in set(project.folder.rglob("*")) - before if path.suffix == ".parquet"}
     assert made
     assert all(path.is_relative_to(project.folder / "deep" / "er" / "files") for path in made)

@@ -20,7 +20,6 @@ def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.Lazy
     parts = []
     for rows, chosen in _by_shard(raw, decided):
         own = rows.collect_schema().names()
-        # Not `rename`: in a lazy frame it takes no name that another column gives away.
         renamed = rows.select(pl.col(name).alias(beside(name, scores)) for name in own)
         parts.append(renamed.join(chosen.lazy(), on=PLACE, maintain_order="left"))
     return together_lazily(parts).drop("source")
