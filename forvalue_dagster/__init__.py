@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forvalue_dagster.data.columns import Columns as Columns
     from forvalue_dagster.data.corruption import corrupt_responses as corrupt_responses
+    from forvalue_dagster.data.files import ReadLimits as ReadLimits
     from forvalue_dagster.data.read import read_rows as read_rows
     from forvalue_dagster.data.recipes import noise_recipe as noise_recipe
     from forvalue_dagster.engine.functions import pairwise_values as pairwise_values
@@ -57,6 +58,7 @@ _HOMES = {
     "GateReport": "quality.gate",
     "ModelConfig": "models.config",
     "NoiseOptions": "valuation.noise_options",
+    "ReadLimits": "data.files",
     "Refine": "engine.options",
     "RowSource": "orchestration.options.sources",
     "Selection": "engine.selection",

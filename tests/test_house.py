@@ -49,6 +49,7 @@ def test_public_names() -> None:
         "GateReport",
         "ModelConfig",
         "NoiseOptions",
+        "ReadLimits",
         "Refine",
         "RowSource",
         "Selection",

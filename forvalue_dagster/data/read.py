@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import polars as pl
 
 from forvalue_dagster.data.columns import IMAGES, Columns
 from forvalue_dagster.data.file_form import FileForm
-from forvalue_dagster.data.files import (
-    SUFFIXES,
-    DataFileError,
-    SourceRow,
-    data_file_stem,
-    data_files,
-    read_json_lines,
-    read_table,
+from forvalue_dagster.data.files import DEFAULT_LIMITS, DataFileError, ReadLimits, SourceRow
+from forvalue_dagster.data.formats import DATASET_DICT, SAVED_DATASET, read_file, stem
+from forvalue_dagster.data.frames import Frame, as_table
+from forvalue_dagster.data.images import ImageFolder, local_images
+from forvalue_dagster.data.listing import (
+    files_below,
+    is_one_table,
+    nothing_to_read,
+    parts_of,
+    shards_in,
 )
-from forvalue_dagster.data.images import ImageFolder, image_digest, local_images
+from forvalue_dagster.data.own_columns import beside, scalar_columns, together, verbatim
+from forvalue_dagster.data.own_columns import source_lines as lines_beside
+from forvalue_dagster.data.plain_json import named_images
 from forvalue_dagster.data.problems import RowError
 from forvalue_dagster.data.reading import RowReading, row_reading
 from forvalue_dagster.data.rows import CanonicalRow, canonical_row
 
 OnBadRow = Literal["raise", "skip"]
-Rows = str | Path | pl.DataFrame | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = str | Path | Frame | Iterable[Mapping[str, Any]]
 
 # The source's own columns follow these; one that has such a name is kept as "source.<name>".
 CANONICAL_SCHEMA: dict[str, pl.DataType] = {
@@ -55,7 +60,7 @@ DESCRIPTIONS = {
     "rejected": "the rejected answer as JSON, of preference data; it is not scored",
     "group": "validation group, where the row has one",
     "problem": "why the row could not be read; it is kept, unscored",
-    "source": "the row's line verbatim, for JSON Lines",
+    "source": "the row verbatim on one line, where it comes from JSON",
 }
 
 
@@ -66,16 +71,19 @@ def read_rows(
     shard: str | None = None,
     on_bad_row: OnBadRow = "raise",
     images: ImageFolder | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> pl.DataFrame:
     """Read finetuning rows into the canonical schema.
 
     Args:
-        rows: a data file or a folder of them; or a frame; or a list of dicts.
+        rows: a data file or a folder of them; a frame of polars, pandas or Arrow; a
+            `datasets.Dataset`; or a list of dicts.
         columns: where the conversation is kept; detected by default.
         shard: the shard's name; by default the name of each file without suffix, or "rows".
         on_bad_row: "raise" at the first unreadable row; "skip" to keep it with its `problem` and
             no messages, so that it leaves the pipeline as skipped-with-a-reason.
         images: where images lie that are named by path; by default the data file's own folder.
+        limits: how much of a file is taken into memory.
 
     Returns:
         The columns of `CANONICAL_SCHEMA`, then the source's own.
@@ -85,7 +93,7 @@ def read_rows(
             and what was expected.
     """
     return read_rows_with_reading(
-        rows, columns=columns, shard=shard, on_bad_row=on_bad_row, images=images
+        rows, columns=columns, shard=shard, on_bad_row=on_bad_row, images=images, limits=limits
     )[0]
 
 
@@ -96,6 +104,7 @@ def read_rows_with_reading(
     shard: str | None = None,
     on_bad_row: OnBadRow = "raise",
     images: ImageFolder | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> tuple[pl.DataFrame, dict[str, RowReading]]:
     """Read finetuning rows, and say how they were read.
 
@@ -106,46 +115,89 @@ def read_rows_with_reading(
         frame that is canonical as it is.
     """
     columns = columns or Columns()
-    if isinstance(rows, pl.DataFrame):
-        if set(CANONICAL_SCHEMA) - _OPTIONAL <= set(rows.columns):
-            return rows, {}
-        reader = _Reader(columns, shard or "rows", "the frame", on_bad_row, images)
-        frame, reading = reader.from_table(rows)
-        return frame, {reader.origin: reading}
     if not isinstance(rows, str | Path):
-        source = [SourceRow(index, dict(values)) for index, values in enumerate(rows)]
-        reader = _Reader(columns, shard or "rows", "the list", on_bad_row, images)
-        frame, reading = reader.from_records(source)
-        return frame, {reader.origin: reading}
-    files = data_files(Path(rows))
-    if not files:
-        raise DataFileError(f"{rows} holds no data file; expected one of {', '.join(SUFFIXES)}.")
-    frames, readings = [], {}
-    for path in files:
+        table = as_table(rows)
+        held = set(table.columns) if isinstance(table, pl.DataFrame) else set()
+        if isinstance(table, pl.DataFrame) and set(CANONICAL_SCHEMA) - _OPTIONAL <= held:
+            return table, {}
+        origin = "the frame" if isinstance(table, pl.DataFrame) else "the list"
+        reader = _Reader(columns, shard or "rows", origin, on_bad_row, images)
+        frame, reading = reader.read(table)
+        return frame, {origin: reading}
+    frames, readings, shards = [], {}, []
+    for name, path, own in _files_of(Path(rows)):
         folder = images or local_images(path.parent)
-        reader = _Reader(columns, shard or data_file_stem(path), str(path), on_bad_row, folder)
-        if path.name.endswith(".parquet") or path.is_dir():
-            frame, reading = reader.from_table(read_table(path))
-        else:
-            frame, reading = reader.from_records(read_json_lines(path))
+        reader = _Reader(columns, shard or name, str(path), on_bad_row, folder)
+        frame, readings[str(path)] = reader.read(_with(own, read_file(path, limits)))
         frames.append(frame)
-        readings[reader.origin] = reading
-    # A column that is text in one file and absent or a number in another is no reason to fail.
-    frame = pl.concat(frames, how="diagonal_relaxed")
-    if shard is not None and len(frames) > 1:
-        frame = frame.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+        shards.append(reader.shard)
+    if len(frames) == 1:
+        return frames[0], readings
+    frame = together(frames, CANONICAL_SCHEMA)
+    if in_parts := {name for name, files in Counter(shards).items() if files > 1}:
+        # Their rows are counted through.
+        through = pl.int_range(pl.len(), dtype=pl.Int64).over("shard")
+        frame = frame.with_columns(
+            row=pl.when(pl.col("shard").is_in(in_parts)).then(through).otherwise("row")
+        )
     return frame, readings
 
 
 def source_lines(frame: pl.DataFrame) -> Iterable[str]:
     """Yield each canonical row as a line of JSON in its source's own form."""
-    own = [name for name in frame.columns if name not in CANONICAL_SCHEMA]
-    for row in frame.iter_rows(named=True):
-        if row["source"] is not None:
-            yield row["source"]
+    return lines_beside(frame, CANONICAL_SCHEMA)
+
+
+_Own = Mapping[str, str | None]
+_NO_JSON = "it nests too deeply, or has a number too long, to be written as JSON; take that out"
+
+
+def _files_of(path: Path) -> Iterator[tuple[str, Path, _Own]]:
+    """Yield (shard, file, columns that its path names) of a path.
+
+    Raises:
+        DataFileError: if it is absent, several datasets in one, or holds nothing to read.
+    """
+    if not path.exists():
+        raise DataFileError(f"{path} does not exist; expected a data file or a folder of them.")
+    if path.is_file() or (path / SAVED_DATASET).is_file():
+        yield stem(path), path, {}
+        return
+    if (path / DATASET_DICT).is_file():
+        raise DataFileError(
+            f"{path} is a DatasetDict; expected one dataset. Name one of its splits, a folder "
+            "inside it."
+        )
+    paths = list(files_below(path, deep=False))
+    if is_one_table(path.name, paths):
+        yield from ((stem(path), file, own) for file, own in parts_of(path))
+        return
+    listing = shards_in(paths, str(path))
+    if not listing.shards:
+        raise nothing_to_read(str(path), listing.passed_over)
+    for name, reason in sorted(listing.passed_over.items()):
+        warnings.warn(f"{path / name} is passed over: {reason}.", stacklevel=5)
+    for shard, name in sorted(listing.shards.items()):
+        inside = path / name
+        if inside.is_file() or (inside / SAVED_DATASET).is_file():
+            yield shard, inside, {}
         else:
-            values = {name.removeprefix("source."): row[name] for name in own}
-            yield json.dumps(values, ensure_ascii=False, default=_named)
+            yield from ((shard, file, own) for file, own in parts_of(inside))
+
+
+def _with(
+    own: _Own, rows: pl.DataFrame | Iterator[SourceRow]
+) -> pl.DataFrame | Iterator[SourceRow]:
+    """Add the columns that a file's path names and that it does not have itself."""
+    if not own:
+        return rows
+    if isinstance(rows, pl.DataFrame):
+        added = {name: value for name, value in own.items() if name not in rows.columns}
+        return rows.with_columns(pl.lit(v, pl.String).alias(n) for n, v in added.items())
+    return (
+        row if row.values is None else replace(row, values={**own, **row.values}, text=None)
+        for row in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -166,27 +218,40 @@ class _Reader:
     on_bad_row: OnBadRow
     images: ImageFolder | None
 
-    def from_table(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, RowReading]:
+    def read(self, rows: pl.DataFrame | Iterable[SourceRow]) -> tuple[pl.DataFrame, RowReading]:
+        """Return canonical rows with the source's own columns, and how they were read."""
+        if isinstance(rows, pl.DataFrame):
+            return self._from_table(rows)
+        return self._from_records(list(rows))
+
+    def _from_table(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, RowReading]:
         records = [
             SourceRow(index, values) for index, values in enumerate(frame.iter_rows(named=True))
         ]
         rows, reading = self._read(records)
         # Their bytes are in `images`; kept twice they would double the table.
-        own = frame.drop(name for name in self._image_columns if _holds_bytes(frame, name))
-        clashes = {name: f"source.{name}" for name in own.columns if name in CANONICAL_SCHEMA}
-        return self._canonical(rows, range(len(rows))).hstack(own.rename(clashes)), reading
+        shown = [
+            pl.Series(name, [named_images(value) for value in frame[name].to_list()], strict=False)
+            for name in self._image_columns
+            if _holds_bytes(frame, name)
+        ]
+        own = frame.with_columns(shown)
+        own = own.rename({name: beside(name, CANONICAL_SCHEMA) for name in own.columns})
+        return self._canonical(rows, range(len(rows))).hstack(own), reading
 
-    def from_records(self, records: Iterable[SourceRow]) -> tuple[pl.DataFrame, RowReading]:
-        records = list(records)
+    def _from_records(self, records: Sequence[SourceRow]) -> tuple[pl.DataFrame, RowReading]:
         rows, reading = self._read(records)
+        lines = []
+        for index, (record, row) in enumerate(zip(records, rows, strict=True)):
+            line = record.text
+            if line is None and record.values is not None:
+                line = verbatim(record.values, (isinstance(row, CanonicalRow) and row.images) or ())
+                if line is None and isinstance(row, CanonicalRow):
+                    rows[index] = self._refuse(record, RowError(_NO_JSON, "JSON"))
+            lines.append(line)
         frame = self._canonical(rows, [record.row for record in records])
-        lines = pl.Series(
-            "source",
-            [r.text if r.text is not None else _line(r.values) for r in records],
-            dtype=pl.String,
-        )
-        own = _scalar_columns([r.values or {} for r in records])
-        return frame.with_columns(lines).hstack(own), reading
+        own = scalar_columns([record.values or {} for record in records], CANONICAL_SCHEMA)
+        return frame.with_columns(pl.Series("source", lines, dtype=pl.String)).hstack(own), reading
 
     def _read(
         self, records: Sequence[SourceRow]
@@ -206,13 +271,22 @@ class _Reader:
         problem = RowError(record.problem or "", "line")
         if record.values is not None:
             try:
-                return canonical_row(record.values, self.columns, self.images, form)
+                row = canonical_row(record.values, self.columns, self.images, form)
+                (row.group or "").encode()
+                return row
             except RowError as error:
                 problem = error
+            except UnicodeEncodeError:
+                problem = RowError("its group holds half of a surrogate pair, which is not Unicode")
+            except RecursionError:
+                problem = RowError("it nests too deeply; expected a conversation")
+        return self._refuse(record, problem)
+
+    def _refuse(self, record: SourceRow, problem: RowError) -> RowError:
         if self.on_bad_row == "raise":
             raise DataFileError(
-                f"{self.origin}, row {record.row} (line {record.row + 1}): {problem}. Mend it, or "
-                "set on_bad_row to 'skip' to keep the row unscored."
+                f"{self.origin}, row {record.row} ({record.place or f'line {record.row + 1}'}): "
+                f"{problem}. Mend it, or set on_bad_row to 'skip' to keep the row unscored."
             )
         return problem
 
@@ -229,7 +303,7 @@ class _Reader:
             "images": [row.images if row else None for row in good],
             "rejected": [row.rejected if row else None for row in good],
             "group": [row.group if row else None for row in good],
-            "problem": [str(row) if isinstance(row, RowError) else None for row in rows],
+            "problem": [_problem(row) for row in rows],
             "source": [None] * len(rows),
         }
         return pl.DataFrame(values, schema=CANONICAL_SCHEMA)
@@ -239,42 +313,8 @@ def _holds_bytes(frame: pl.DataFrame, column: str) -> bool:
     return column in frame.columns and "Binary" in str(frame.schema[column])
 
 
-def _line(values: dict[str, Any] | None) -> str | None:
-    return None if values is None else json.dumps(values, ensure_ascii=False, default=_named)
-
-
-def _named(value: object) -> str:
-    """Stand for what JSON does not hold: bytes by a hash, anything else as it prints itself."""
-    return f"sha256:{image_digest(value)}" if isinstance(value, bytes) else str(value)
-
-
-def _scalar_columns(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """Make a column of every key whose values are of one plain type.
-
-    JSON is not a table: what nests or changes its type from row to row stays in the verbatim
-    line alone, and so does what a column cannot hold (wide integers, half a surrogate pair).
-    """
-    series = []
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        kinds = {type(value) for value in values if value is not None}
-        wide = any(isinstance(v, int) and v.bit_length() > 63 for v in values)
-        if kinds == {int, float} and not wide:
-            kinds = {float}
-            values = [None if value is None else float(value) for value in values]
-        if wide or len(kinds) != 1 or not kinds <= _PLAIN_TYPES.keys():
-            continue
-        own = f"source.{name}" if name in CANONICAL_SCHEMA else name
-        try:
-            series.append(pl.Series(own, values, dtype=_PLAIN_TYPES[kinds.pop()]))
-        except UnicodeEncodeError:
-            continue
-    return pl.DataFrame(series)
-
-
-_PLAIN_TYPES: dict[type, type[pl.DataType]] = {
-    str: pl.String,
-    int: pl.Int64,
-    float: pl.Float64,
-    bool: pl.Boolean,
-}
+def _problem(row: CanonicalRow | RowError) -> str | None:
+    # A problem names keys, and keys may be anything.
+    return (
+        str(row).encode("utf-8", "backslashreplace").decode() if isinstance(row, RowError) else None
+    )

@@ -50,7 +50,7 @@ def validate(
         .add_dataframe_asset("rows")
         .add_batch_definition_whole_dataframe("rows")
     )
-    rows = {"dataframe": facts.to_pandas()}
+    rows = {"dataframe": _as_pandas(facts)}
     records: list[Record] = []
     for suite in suites:
         definition = context.validation_definitions.add(
@@ -61,6 +61,18 @@ def validate(
     if pages is not None:
         _write_pages(context, pages, title)
     return records
+
+
+def _as_pandas(facts: pl.DataFrame) -> Any:
+    """Return pandas that keeps integers: beside a null it would take them for floats."""
+    import pandas as pd  # type: ignore[import-untyped]
+
+    frame = facts.to_pandas()
+    for column in facts.select(pl.selectors.integer()):
+        if column.null_count():
+            kind = "UInt64" if column.dtype == pl.UInt64 else "Int64"
+            frame[column.name] = pd.array(column.to_list(), dtype=kind)
+    return frame
 
 
 def critical_result(records: Sequence[Record], rows: int, **result: Any) -> dg.AssetCheckResult:

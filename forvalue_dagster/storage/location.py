@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
@@ -52,6 +53,12 @@ class Storage(
         """Return a path below the base folder."""
         path: UPath = UPath(self.base_dir, **self.options()).joinpath(*parts)
         return path
+
+
+def partition_name(partition: str) -> str:
+    """Return what a partition's files are called: nothing that leads to another folder."""
+    steps = partition.split("/")
+    return quote(partition, safe="") if any(s in ("", ".", "..") for s in steps) else partition
 
 
 def s3_options(s3: S3Resource) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from upath import UPath
 
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.in_force import FILE_DIGEST, ReadsInForce
-from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.location import Storage, partition_name
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.seal import check_parquet, seal_parquet
 
@@ -86,6 +86,12 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
         """Scan a file; dagster-polars 0.27.12 passes arguments that polars 2 has dropped."""
         return scan_table(self.storage, path, checked=True)
 
+    def get_path_for_partition(
+        self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
+    ) -> UPath:
+        """Return a partition's path, never outside of the asset's folder."""
+        return super().get_path_for_partition(context, path, partition_name(partition))
+
     def load_input(self, context: dg.InputContext) -> Any:
         """Load an asset or partition; a fan-in is a mapping also of one partition, or of none."""
         wanted = get_origin(context.dagster_type.typing_type)
@@ -136,7 +142,7 @@ def store_table(path: UPath, table: pl.LazyFrame) -> StoredTable:
 
 def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
     """Return where the I/O manager keeps a partition of a table."""
-    path: UPath = storage.path(*key.path, f"{partition}.parquet")
+    path: UPath = storage.path(*key.path, f"{partition_name(partition)}.parquet")
     return path
 
 
@@ -165,6 +171,8 @@ def scan_table(
         provider = pl.CredentialProviderAWS(profile_name=storage.s3.profile_name)
     return pl.scan_parquet(
         [str(path) for path in paths],
+        glob=False,  # a name is a name, also with [ or *
+        hive_partitioning=False,
         storage_options=options or None,
         credential_provider=provider,
         include_file_paths="file" if named else None,

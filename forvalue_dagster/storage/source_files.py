@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,7 @@ from upath import UPath
 
 from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.data.images import ImageFolder, local_images
+from forvalue_dagster.data.listing import files_below
 from forvalue_dagster.storage.location import shown
 
 
@@ -29,7 +32,7 @@ class SourceFiles(Protocol):
 
         Args:
             below: a file or folder.
-            deep: look into folders inside folders.
+            deep: look into all folders (`data.listing.files_below`).
 
         Raises:
             DataFileError: if there is no such place, or no access to it.
@@ -38,6 +41,10 @@ class SourceFiles(Protocol):
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         """Lend a local copy of a file or folder."""
+        ...
+
+    def leads_out(self, path: str) -> bool:
+        """Whether a path leads out of the place, or nowhere, through a link."""
         ...
 
     def images(self) -> ImageFolder:
@@ -89,14 +96,23 @@ class LocalFiles:
             raise DataFileError(f"{top} does not exist; expected a data file or a folder of them.")
         if top.is_file():
             return {below: _state(top)}
-        paths = top.rglob("*") if deep else [*top.glob("*"), *top.glob("*/*")]
-        files = (path for path in paths if path.is_file())
-        return {path.relative_to(self.root).as_posix(): _state(path) for path in files}
+        inside = f"{below}/" if below else ""
+        paths = files_below(top, deep=deep)
+        return {f"{inside}{path}": _state(top / path) for path in paths}
 
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         """Lend the file itself."""
         yield self._inside(path)
+
+    def leads_out(self, path: str) -> bool:
+        """Whether a path leads out of the folder, or nowhere, through a link."""
+        real = os.path.realpath(self.root / path)
+        return not os.path.exists(real) or not real.startswith(f"{self._real_root}/")
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root).rstrip("/")
 
     def images(self) -> ImageFolder:
         """Return the folder as one of images."""
@@ -104,7 +120,7 @@ class LocalFiles:
 
     def _inside(self, path: str) -> Path:
         inside = self.root / path
-        if not inside.resolve().is_relative_to(self.root.resolve()):
+        if path and self.leads_out(path) and os.path.lexists(inside):
             raise DataFileError(
                 f"{inside} leads out of {self.root}; expected files inside it. Copy what it points "
                 "to, or name its folder as the path."
@@ -113,7 +129,10 @@ class LocalFiles:
 
 
 def _state(path: Path) -> str:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""  # a link that leads nowhere, or to itself
     return f"{stat.st_size}.{stat.st_mtime_ns}"
 
 
@@ -163,6 +182,10 @@ class S3Files:
                 with self._clear_errors():
                     client.download_file(self.bucket, self._key(inside), str(file))
             yield target
+
+    def leads_out(self, path: str) -> bool:
+        """Return False: there are no links."""
+        return False
 
     def images(self) -> ImageFolder:
         """Return the prefix as a folder of images."""

@@ -106,7 +106,9 @@ def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
         tmp_path / "a.jsonl.gz", gzip.compress(b'{"prompt": "x", "response": "y", "score": "n/a"}')
     )
     write(tmp_path / "notes.txt", b"ignored")
-    frame = read_rows(tmp_path)
+    with pytest.warns(UserWarning, match=r"notes\.txt is passed over: a format that is not read"):
+        frame = read_rows(tmp_path)
+    (tmp_path / "notes.txt").unlink()
     assert frame["shard"].to_list() == ["a", "b", "b"]
     assert frame["row"].to_list() == [0, 0, 1]
     one_shard = read_rows(tmp_path, shard="all")
@@ -142,7 +144,7 @@ def test_a_bad_line_is_named_or_kept_unscored(bad: bytes, tmp_path: Path) -> Non
         ("not.jsonl.gz", b"plain", "damaged after line 0"),
         ("not.jsonl.zst", b"plain", "damaged after line 0"),
         ("cut.parquet", b"PAR1 nothing", "not readable as Parquet"),
-        ("rows.csv", b"a,b", "is no data file; expected one of"),
+        ("rows.xlsx", b"a,b", "is no data file; expected one of"),
     ],
 )
 def test_damaged_files(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -154,7 +156,10 @@ def test_damaged_files(name: str, content: bytes, message: str, tmp_path: Path) 
 def test_absent_and_empty(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="does not exist"):
         read_rows(tmp_path / "none.jsonl")
-    with pytest.raises(DataFileError, match="holds no data file"):
+    with pytest.raises(DataFileError, match=r"holds no data file .* It holds nothing"):
+        read_rows(tmp_path)
+    write(tmp_path / "rows.xlsx", b"")
+    with pytest.raises(DataFileError, match=r"It holds rows\.xlsx: a spreadsheet; save it as CSV"):
         read_rows(tmp_path)
     empty = read_rows(write(tmp_path / "empty.jsonl", b""))
     assert empty.schema == CANONICAL_SCHEMA

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 from upath import UPath
 
@@ -167,3 +168,15 @@ def test_facts_of_a_row() -> None:
     assert facts["roles"] == "user,assistant,user,assistant"
     assert facts["letters_share"] == 0.8
     assert "messages" not in facts
+
+
+def test_integers_beside_a_null_stay_integers() -> None:
+    from great_expectations import ExpectationSuite
+    from great_expectations import expectations as gxe
+
+    facts = pl.DataFrame({"row": [0, 1, 2], "id": [2**53, 2**53 + 1, None]})
+    unique = gxe.ExpectColumnValuesToBeUnique(column="id")
+    small = gxe.ExpectColumnValuesToBeBetween(column="id", max_value=2**53)
+    records = validate(facts, [ExpectationSuite("ids", expectations=[unique, small])])
+    assert [record["passed"] for record in records] == [True, False]
+    assert "(rows 1)" in str(records[1]["observed"])

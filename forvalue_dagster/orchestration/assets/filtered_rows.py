@@ -10,8 +10,9 @@ import dagster as dg
 import polars as pl
 from upath import UPath
 
-from forvalue_dagster.data.read import source_lines
 from forvalue_dagster.data.canonical_json import content_id
+from forvalue_dagster.data.own_columns import beside, together_lazily
+from forvalue_dagster.data.read import source_lines
 from forvalue_dagster.engine.columns import PLACE
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.location import Storage
@@ -52,9 +53,9 @@ def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.Lazy
     parts = []
     for rows, chosen in _by_shard(raw, decided):
         own = rows.collect_schema().names()
-        renamed = rows.rename({name: f"source.{name}" for name in own if name in scores})
+        renamed = rows.select(pl.col(name).alias(beside(name, scores)) for name in own)
         parts.append(renamed.join(chosen.lazy(), on=PLACE, maintain_order="left"))
-    return pl.concat(parts, how="diagonal_relaxed").drop("source")
+    return together_lazily(parts).drop("source")
 
 
 def _by_shard(

@@ -28,9 +28,12 @@ from forvalue_dagster.orchestration.naming import (
     resolved,
 )
 from forvalue_dagster.orchestration.options.plan import Plan
-from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
+from forvalue_dagster.orchestration.options.sources import RowSource, Survey, UpstreamRows
 from forvalue_dagster.quality.standing import FILE_STATE
 from forvalue_dagster.storage.location import Storage
+
+# Settings that do not decide what rows are.
+_WITHOUT = ("path", "s3", "image_root", "line_bytes", "file_bytes")
 
 
 def build_source_assets(
@@ -75,7 +78,7 @@ def build_row_assets(
         io_manager_key=naming.resource("parquet_io_manager"),
         dagster_type=pl.DataFrame,
         code_version=code_version(
-            resolved(training_rows, without=("path", "s3", "image_root")), written_suites(suites)
+            resolved(training_rows, without=_WITHOUT), written_suites(suites)
         ),
         metadata={"descriptions": DESCRIPTIONS},
         description="Finetuning rows as conversations, with the source's own columns.",
@@ -91,11 +94,11 @@ def build_row_assets(
     def rows_of_files(
         context: dg.AssetExecutionContext, training_rows: RowSource, storage: Storage
     ) -> Iterator[dg.Output[Any]]:
-        listing = training_rows.listing()
+        found = training_rows.survey()
 
         def make(shard: str) -> ShardTable:
-            made = _row_table(training_rows.read(shard, listing))
-            made.metadata[FILE_STATE] = listing[shard].state
+            made = _row_table(training_rows.read(shard, found.shards), found)
+            made.metadata[FILE_STATE] = found.shards[shard].state
             return made
 
         def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
@@ -126,7 +129,7 @@ def build_row_assets(
         kinds={"polars", "parquet"},
         io_manager_key=naming.resource("parquet_io_manager"),
         code_version=code_version(
-            resolved(validation_rows, without=("path", "s3", "image_root")), written_suites(suites)
+            resolved(validation_rows, without=_WITHOUT), written_suites(suites)
         ),
         metadata={"descriptions": DESCRIPTIONS},
         description="The trusted rows that training rows are valued against.",
@@ -136,9 +139,9 @@ def build_row_assets(
     def validation_data(
         context: dg.AssetExecutionContext, validation_rows: RowSource
     ) -> dg.Output[pl.DataFrame]:
-        state = validation_rows.state()
-        made = _row_table(validation_rows.read())
-        made.metadata[FILE_STATE] = state
+        found = validation_rows.survey()
+        made = _row_table(validation_rows.read(listing=found.shards), found)
+        made.metadata[FILE_STATE] = found.state
         rows = made.table
         assert isinstance(rows, pl.DataFrame)
         groups = rows["group"].drop_nulls().value_counts(sort=True)
@@ -152,7 +155,7 @@ def build_row_assets(
     return [rows_of_files if upstream is None else rows_of_asset, validation_data]
 
 
-def _row_table(rows: pl.DataFrame) -> ShardTable:
+def _row_table(rows: pl.DataFrame, found: Survey | None = None) -> ShardTable:
     sizes = rows["messages"].str.len_chars()
     repeated = (
         len(rows) - rows["sample_id"].null_count() - rows["sample_id"].drop_nulls().n_unique()
@@ -164,6 +167,12 @@ def _row_table(rows: pl.DataFrame) -> ShardTable:
         "duplicate_rows": dg.MetadataValue.int(repeated),
         "lengths": histogram({"rows": sizes}, title="Length of conversations", unit="characters"),
     }
+    if found is not None and found.passed_over:
+        passed_over = sorted(found.passed_over.items())
+        metadata["files_passed_over"] = dg.MetadataValue.table(
+            [dg.TableRecord({"file": file, "reason": reason}) for file, reason in passed_over[:20]]
+        )
+        metadata["number_of_files_passed_over"] = dg.MetadataValue.int(len(passed_over))
     if images := int(rows["images"].list.len().sum()):
         metadata["images"] = dg.MetadataValue.int(images)
     # Of the images their names in the messages, which are hashes of their bytes. Rows that reject

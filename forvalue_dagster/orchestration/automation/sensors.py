@@ -189,10 +189,13 @@ def build_shard_sensor(
         context: dg.SensorEvaluationContext, training_rows: RowSource
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            now = {shard: file.state for shard, file in training_rows.listing().items()}
+            seen = training_rows.survey()
         except DataFileError as error:
             # A folder that is away for a while must not look like shards that are gone.
             return dg.SkipReason(str(error))
+        if seen.passed_over:
+            context.log.warning(str(seen))
+        now = {shard: file.state for shard, file in seen.shards.items()}
         instance, owner = context.instance, owner_of(training_rows)
         known: dict[str, str] = json.loads(context.cursor or "{}")
         missing = off_the_list(instance, naming, known)
@@ -205,7 +208,7 @@ def build_shard_sensor(
             context.log.warning(_STRANGE.format(count=len(strange), name=naming.name("shards")))
         found = Discovery.of(known, now, automation.shards_per_tick, missing)
         if not found.is_something:
-            return dg.SkipReason(f"{len(known)} shards, none new, changed or gone.")
+            return dg.SkipReason(f"{len(known)} shards, none new, changed or gone. {seen}".strip())
         shards = dg.DynamicPartitionsDefinition(name=naming.name("shards"))
         requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
         if found.changed or found.returned:
@@ -248,7 +251,10 @@ def build_discovery_schedule(
             instance.report_runless_asset_event(_event(key, state))
         if not isinstance(training_rows, RowSource):
             return dg.SkipReason("The rows come from another asset.")
-        now = {shard: file.state for shard, file in training_rows.listing().items()}
+        seen = training_rows.survey()
+        if seen.passed_over:
+            context.log.warning(str(seen))
+        now = {shard: file.state for shard, file in seen.shards.items()}
         owner = owner_of(training_rows)
         known = registered_by(instance, naming, owner, now)
         if known and not now:
@@ -264,7 +270,8 @@ def build_discovery_schedule(
             instance.delete_dynamic_partition(shards, shard)
         if found.gone:
             return purge_request(naming)
-        return dg.SkipReason(f"{len(found.changed)} shards new or changed, none gone.")
+        done = f"{len(found.changed)} shards new or changed, none gone. {seen}"
+        return dg.SkipReason(done.strip())
 
     return discovery
 

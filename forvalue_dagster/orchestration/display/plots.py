@@ -55,7 +55,8 @@ def histogram(
         return dg.MetadataValue.null()
     figure = histogram_figure(series, title=title, unit=unit, marks=marks)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=True)
+    with _names_as_they_are(figure):
+        figure.savefig(buffer, format="png", transparent=True)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
@@ -119,9 +120,22 @@ def as_svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"}):
+    settings = rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"})
+    with settings, _names_as_they_are(figure):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue().partition("<svg")[2].join(("<svg", ""))
+
+
+@contextmanager
+def _names_as_they_are(figure: Figure) -> Iterator[None]:
+    """Draw names as text inside: a dollar sign begins no formula."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with rc_context({"text.parse_math": False}):
+        yield
 
 
 def _axes(title: str, height: float) -> tuple[Figure, Axes]:

@@ -12,16 +12,13 @@ from dagster_aws.s3 import S3Resource
 from pydantic import Field, field_validator
 
 from forvalue_dagster.data.columns import Columns
-from forvalue_dagster.data.files import (
-    SUFFIXES,
-    DataFileError,
-    data_file_stem,
-    data_files,
-    is_data_file,
-)
+from forvalue_dagster.data.files import DEFAULT_LIMITS, DataFileError, ReadLimits
+from forvalue_dagster.data.formats import SAVED_DATASET, format_of, not_a_data_file, stem
+from forvalue_dagster.data.frames import as_table
 from forvalue_dagster.data.images import ImageFolder
-from forvalue_dagster.data.listing import shards_in
-from forvalue_dagster.data.read import read_rows
+from forvalue_dagster.data.listing import is_one_table, nothing_to_read, shards_in, unfit_name
+from forvalue_dagster.data.own_columns import together
+from forvalue_dagster.data.read import CANONICAL_SCHEMA, read_rows
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.location import shown
 from forvalue_dagster.storage.source_files import (
@@ -34,6 +31,8 @@ from forvalue_dagster.storage.source_files import (
 
 # A file that is written while it is read is read again, so often.
 _ATTEMPTS = 3
+# So many files that are passed over are named in a message.
+_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,11 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         raise ValueError("expected a column's name, or a list of them")
 
     def canonical(
-        self, rows: Any, shard: str | None, images: ImageFolder | None = None
+        self,
+        rows: Any,
+        shard: str | None,
+        images: ImageFolder | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> pl.DataFrame:
         """Return rows, or the rows of a file, in the canonical schema.
 
@@ -133,12 +136,18 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
             rows: as of `read_rows`.
             shard: name of the shard.
             images: where images lie that are named by path.
+            limits: how much of a file is taken into memory.
 
         Raises:
             DataFileError: if a file or row cannot be read.
         """
         return read_rows(
-            rows, columns=self.columns, shard=shard, on_bad_row=self.on_bad_row, images=images
+            rows,
+            columns=self.columns,
+            shard=shard,
+            on_bad_row=self.on_bad_row,
+            images=images,
+            limits=limits,
         )
 
     @property
@@ -174,8 +183,32 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         return replace(columns, group=self.group_column, ignore=ignore)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        shards: shard → file.
+        passed_over: path → why it is no shard.
+    """
+
+    shards: dict[str, ShardFile]
+    passed_over: dict[str, str]
+
+    @property
+    def state(self) -> str:
+        """One state for all files, another one whenever some content is another."""
+        return state_of({shard: file.state for shard, file in self.shards.items()})
+
+    def __str__(self) -> str:
+        """Say which files are passed over; empty if none is."""
+        told = [f"{path}: {reason}" for path, reason in sorted(self.passed_over.items())]
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        return f"Passed over: {'; '.join(told[:_TOLD])}{more}." if told else ""
+
+
 class RowSource(RowForm):
-    """Finetuning rows in files: every data file directly inside a folder or prefix is a shard."""
+    """Finetuning rows in files: what lies directly inside a folder or prefix is a shard each."""
 
     path: str = Field(
         description="A data file, a folder of them, a directory of Hugging Face datasets (with "
@@ -194,22 +227,52 @@ class RowSource(RowForm):
         description="Endpoint, region, profile and retries of s3://; by default the ordinary "
         "chain of credentials.",
     )
+    line_bytes: int = Field(
+        default=DEFAULT_LIMITS.line_bytes,
+        gt=0,
+        description="The longest line, or row of a text file, that is read; a longer one is a "
+        "problem.",
+    )
+    file_bytes: int = Field(
+        default=DEFAULT_LIMITS.file_bytes,
+        gt=0,
+        description="How much of a file is taken into memory, decompressed; one that holds more "
+        "is refused.",
+    )
 
     def listing(self) -> dict[str, ShardFile]:
         """Return shard → file; an empty folder has none yet.
 
         Raises:
-            DataFileError: if the place is absent, not accessible, or holds no data of this kind;
-                or if two files would be one shard.
+            DataFileError: as `survey`.
+        """
+        return self.survey().shards
+
+    def survey(self) -> Survey:
+        """Return the shards, and what is passed over.
+
+        Raises:
+            DataFileError: if the place is absent, not accessible, or holds nothing that is read.
         """
         files, only = self._files()
         if only is not None:
-            return {data_file_stem(Path(only)): self._file(files, only)}
+            return Survey({stem(Path(only)): self._file(files, only)}, {})
         states = files.states(deep=self.split is not None)
-        return {
-            shard: ShardFile(path, state_of(_below(states, path)))
-            for shard, path in shards_in(states, self.path, self.split).items()
-        }
+        name = self.path.rstrip("/").rpartition("/")[2]
+        if self.split is None and is_one_table(name, states):
+            return Survey({stem(Path(name)): ShardFile("", state_of(states))}, {})
+        found = shards_in(states, self.path, self.split)
+        passed_over = dict(found.passed_over)
+        inside = _by_unit(states, set(found.shards.values()))
+        shards = {}
+        for shard, path in found.shards.items():
+            if files.leads_out(path):
+                passed_over[path] = "a link that leads out of the folder, or nowhere"
+            else:
+                shards[shard] = ShardFile(path, state_of(inside[path]))
+        if passed_over and not shards:
+            raise nothing_to_read(self.path, passed_over)
+        return Survey(shards, passed_over)
 
     def state(self) -> str:
         """Return one state for all files, another one whenever some content is another.
@@ -217,7 +280,7 @@ class RowSource(RowForm):
         Raises:
             DataFileError: as `listing`.
         """
-        return state_of({shard: file.state for shard, file in self.listing().items()})
+        return self.survey().state
 
     def read(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
@@ -237,20 +300,20 @@ class RowSource(RowForm):
             if not listing:
                 raise DataFileError(f"{self.path} holds no data file.")
             frames = [self.read(name, listing) for name in sorted(listing)]
-            # A column that is text in one file and a number in another is no reason to fail.
-            return pl.concat(frames, how="diagonal_relaxed")
+            return together(frames, CANONICAL_SCHEMA)
         if shard not in listing:
             raise ValueError(
                 f"{self.path} holds no shard {shard!r}; it holds {', '.join(sorted(listing))}."
             )
         files, _ = self._files()
         path = listing[shard].path
+        limits = ReadLimits(self.line_bytes, self.file_bytes)
         for _ in range(_ATTEMPTS):
             before = self._file(files, path)
             error = None
             try:
                 with files.fetch(path) as local:
-                    rows = self.canonical(local, shard, self._image_folder(files))
+                    rows = self.canonical(local, shard, self._image_folder(files), limits)
             except (DataFileError, OSError) as problem:
                 error = problem
             if self._file(files, path) == before:
@@ -263,7 +326,7 @@ class RowSource(RowForm):
         )
 
     def _files(self) -> tuple[SourceFiles, str | None]:
-        """Return the folder, and the one file or saved dataset in it if the path is that."""
+        """Return the folder, and the one file or dataset in it if the path is that."""
         if shown(self.path) != self.path or "://" in self.path.removeprefix("s3://"):
             raise DataFileError(
                 f"{shown(self.path)} is no place that rows are read from; expected a local path or "
@@ -271,13 +334,14 @@ class RowSource(RowForm):
             )
         if self.path.startswith("s3://"):
             folder, _, name = self.path.rpartition("/")
-            if name.endswith(SUFFIXES):
+            if format_of(name):
                 return S3Files.at(folder, self.s3), name
             return S3Files.at(self.path, self.s3), None
         path = Path(self.path)
-        if self.split is None and data_files(path) == [path] and is_data_file(path):
-            return LocalFiles(path.parent), path.name
-        return LocalFiles(path), None
+        if path.is_file() and format_of(path.name) is None:
+            raise not_a_data_file(path)
+        one = path.is_file() or (path / SAVED_DATASET).is_file()
+        return (LocalFiles(path.parent), path.name) if one else (LocalFiles(path), None)
 
     def _image_folder(self, files: SourceFiles) -> ImageFolder:
         if self.image_root is None:
@@ -292,12 +356,19 @@ class RowSource(RowForm):
         return ShardFile(path, state_of(files.states(path)))
 
 
-def _below(states: dict[str, str], path: str) -> dict[str, str]:
-    return {name: s for name, s in states.items() if name == path or name.startswith(f"{path}/")}
+def _by_unit(states: dict[str, str], units: set[str]) -> dict[str, dict[str, str]]:
+    """Sort files, path → state, by the file or folder among `units` that they belong to."""
+    found: dict[str, dict[str, str]] = {unit: {} for unit in units}
+    for path, state in states.items():
+        steps = path.split("/")
+        for depth in range(1, len(steps) + 1):
+            if (unit := "/".join(steps[:depth])) in found:
+                found[unit][path] = state
+    return found
 
 
 class UpstreamRows(RowForm):
-    """Finetuning rows that another asset yields: a frame, or a list of dicts.
+    """Finetuning rows that another asset yields: a frame of any library, or a list of dicts.
 
     If that asset is partitioned, its partitions are the shards; otherwise it is one shard.
     """
@@ -313,21 +384,18 @@ class UpstreamRows(RowForm):
         """Return what the asset yielded in the canonical schema.
 
         Raises:
-            DataFileError: if it is nothing that holds rows, or a row cannot be read.
+            DataFileError: if it is nothing that holds rows, a row cannot be read, or the shard's
+                name cannot be a file's.
         """
-        if isinstance(obj, pl.LazyFrame):
-            obj = obj.collect()
-        if not isinstance(obj, pl.DataFrame | list):
-            try:
-                obj = pl.DataFrame(obj)
-            except (TypeError, ValueError) as error:
-                # The cause would quote the rows, and end up in the event log.
-                raise DataFileError(
-                    f"{self.asset} yields a {type(obj).__name__} that is no table "
-                    f"({type(error).__name__}); expected a frame of polars, pandas or Arrow, or a "
-                    "list of dicts."
-                ) from None
-        if isinstance(obj, pl.DataFrame):
+        if reason := unfit_name(shard):
+            raise DataFileError(
+                f"the partition {shard[:100]!r} of {self.asset} can be no shard: {reason}."
+            )
+        try:
+            table = as_table(obj)
+        except DataFileError as error:
+            raise DataFileError(f"{self.asset} yields {error}") from None
+        if isinstance(table, pl.DataFrame):
             # A frame that was canonical before: its places and ids may not be what it holds now.
-            obj = obj.drop("shard", "row", "sample_id", strict=False)
+            return self.canonical(table.drop("shard", "row", "sample_id", strict=False), shard)
         return self.canonical(obj, shard)
