@@ -84,7 +84,7 @@ def _fitting_tokens(loaded: LoadedModel) -> int:
     # stream, queries, keys and values, float32 in the norms; and the inside of the MLP.
     token_bytes = loaded.unembedding.weight.element_size() * (16 * width + 4 * inner)
     free, _ = torch.cuda.mem_get_info(loaded.device)
-    fitting = int(_ACTIVATIONS_SHARE * free) // token_bytes
+    fitting: int = int(_ACTIVATIONS_SHARE * free) // token_bytes
     return max(_LEAST_TOKENS, min(_MOST_TOKENS, 1 << max(fitting.bit_length() - 1, 0)))
 
 

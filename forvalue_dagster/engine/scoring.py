@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import polars as pl
 import torch
@@ -90,7 +91,7 @@ def build_profile(
             continue
         own = [groups[row] for row in passed.rows]
         usable = builder.add(passed.result.positions, own, passed.rows)
-        results = [{} if ok else None for ok in usable]
+        results: list[dict[str, Any] | None] = [{} if ok else None for ok in usable]
         outcome.add(passed.rows, passed.truncated, passed.lengths, results)
         prompts.append(passed.result.prompts.float().double().cpu()[torch.tensor(usable)])
     table = refuse_broken_outcome(outcome.frame({})).with_columns(frame["group"])
@@ -182,7 +183,7 @@ def _record(
     )
     columns = judge(profile, arrays["statistics"], arrays["probed"], arrays["prompts"])
     judged = {name: column for name, column in columns.items() if column is not None}
-    results = value_records(values, passed.lengths, direction)
+    results: list[dict[str, Any]] = [*value_records(values, passed.lengths, direction)]
     for row, numbers in enumerate(arrays["statistics"].tolist()):
         results[row] |= dict(zip(FORWARD_STATISTICS, numbers, strict=True))
         results[row] |= {name: column[row] for name, column in judged.items()}

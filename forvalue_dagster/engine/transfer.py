@@ -42,7 +42,7 @@ class Transfer:
         if packed.is_cuda:
             self._bytes = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
             self._bytes.copy_(packed, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._bytes = packed.cpu()

@@ -29,7 +29,7 @@ from forvalue_dagster.valuation.unembedding import Unembedding
 
 try:
     # Needs Triton, which comes with torch for GPUs.
-    from forvalue_dagster.valuation import fused
+    from forvalue_dagster.valuation import fused as fused
 except ImportError:
     fused = None  # type: ignore[assignment]
 
@@ -318,7 +318,7 @@ def set_labels(
     if isinstance(value, Tensor):
         value = value[:, None]
     if whole:
-        tile.scatter_(1, labels[:, None], value)  # type: ignore[arg-type]
+        tile.scatter_(1, labels[:, None], value)
         return
     column = (labels - block.start)[:, None]
     inside = (column >= 0) & (column < tile.shape[1])
@@ -342,7 +342,7 @@ def _largest(z: Tensor, count: int, groups: Tensor | None = None) -> Tensor:
         return z.topk(count, dim=1, sorted=False).indices
     whole = width // GROUP * GROUP
     if groups is None:
-        groups = z[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2)
+        groups = torch.unflatten(z[:, :whole], 1, (-1, GROUP)).amax(dim=2)
     best = groups[:, : whole // GROUP].topk(count, dim=1, sorted=False).indices
     place = (best[..., None] * GROUP + torch.arange(GROUP, device=z.device)).flatten(1)
     if whole < width:

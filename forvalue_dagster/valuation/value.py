@@ -219,7 +219,8 @@ class _Along:
             [torch.linalg.vecdot(g[labels], self._whitened) for g in self._direction.gradients], 1
         )
         value = errors.label_error[:, None] * own - self._sums / errors.total[:, None]
-        return (value[rows.index].double() * rows.inside[..., None]).sum(dim=1)
+        padded = value[rows.index].double() * rows.inside[..., None]
+        return padded.sum(dim=1)
 
     def squared_norms(self, errors: PredictionErrors) -> Tensor:
         """Return ‖G_i‖² [R], float64.
@@ -255,4 +256,5 @@ class _Along:
         else:
             products *= batched_product(whitened, whitened)
         inside = rows.inside[:, None] & rows.inside[..., None]
-        return products.masked_fill_(~inside, 0.0).double().sum(dim=(1, 2))
+        products = products.masked_fill_(~inside, 0.0).double()
+        return products.sum(dim=(1, 2))
