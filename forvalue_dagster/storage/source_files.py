@@ -21,6 +21,46 @@ from forvalue_dagster.data.images import ImageFolder, local_images
 from forvalue_dagster.data.listing import files_below
 from forvalue_dagster.storage.location import shown
 
+# So many files that are passed over are named in a message.
+_TOLD = 10
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard of a source.
+
+    Attributes:
+        path: below the source's folder.
+        state: another one whenever the content is another (`SourceFiles.states`).
+    """
+
+    path: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        shards: shard → file.
+        passed_over: path → why it is no shard.
+    """
+
+    shards: dict[str, ShardFile]
+    passed_over: dict[str, str]
+
+    @property
+    def state(self) -> str:
+        """One state for all files, another one whenever some content is another."""
+        return state_of({shard: file.state for shard, file in self.shards.items()})
+
+    def __str__(self) -> str:
+        """Say which files are passed over; empty if none is."""
+        told = [f"{path}: {reason}" for path, reason in sorted(self.passed_over.items())]
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        return f"Passed over: {'; '.join(told[:_TOLD])}{more}." if told else ""
+
 
 class SourceFiles(Protocol):
     """A folder or prefix."""
@@ -77,6 +117,17 @@ def state_of(states: dict[str, str]) -> str:
         return next(iter(states.values()))
     listing = "\n".join(f"{path} {state}" for path, state in sorted(states.items()))
     return sha256(listing.encode()).hexdigest()[:32]
+
+
+def by_unit(states: dict[str, str], units: set[str]) -> dict[str, dict[str, str]]:
+    """Sort files, path → state, by the file or folder among `units` that they belong to."""
+    found: dict[str, dict[str, str]] = {unit: {} for unit in units}
+    for path, state in states.items():
+        steps = path.split("/")
+        for depth in range(1, len(steps) + 1):
+            if (unit := "/".join(steps[:depth])) in found:
+                found[unit][path] = state
+    return found
 
 
 @dataclass(frozen=True)

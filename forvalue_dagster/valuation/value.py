@@ -219,7 +219,7 @@ class _Along:
             [torch.linalg.vecdot(g[labels], self._whitened) for g in self._direction.gradients], 1
         )
         value = errors.label_error[:, None] * own - self._sums / errors.total[:, None]
-        padded = value[rows.index].double() * rows.inside[..., None]
+        padded: Tensor = value[rows.index].double() * rows.inside[..., None]
         return padded.sum(dim=1)
 
     def squared_norms(self, errors: PredictionErrors) -> Tensor:
@@ -256,5 +256,5 @@ class _Along:
         else:
             products *= batched_product(whitened, whitened)
         inside = rows.inside[:, None] & rows.inside[..., None]
-        products = products.masked_fill_(~inside, 0.0).double()
-        return products.sum(dim=(1, 2))
+        products = products.masked_fill_(~inside, 0.0)
+        return torch.sum(products, dim=(1, 2), dtype=torch.float64)

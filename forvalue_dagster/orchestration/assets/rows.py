@@ -28,9 +28,10 @@ from forvalue_dagster.orchestration.naming import (
     resolved,
 )
 from forvalue_dagster.orchestration.options.plan import Plan
-from forvalue_dagster.orchestration.options.sources import RowSource, Survey, UpstreamRows
+from forvalue_dagster.orchestration.options.sources import RowSource, UpstreamRows
 from forvalue_dagster.quality.standing import FILE_STATE
 from forvalue_dagster.storage.location import Storage
+from forvalue_dagster.storage.source_files import Survey
 
 # Settings that do not decide what rows are.
 _WITHOUT = ("path", "s3", "image_root", "line_bytes", "file_bytes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,28 +24,16 @@ from forvalue_dagster.storage.location import shown
 from forvalue_dagster.storage.source_files import (
     LocalFiles,
     S3Files,
+    ShardFile,
     SourceFiles,
+    Survey,
+    by_unit,
     remote_images,
     state_of,
 )
 
 # A file that is written while it is read is read again, so often.
 _ATTEMPTS = 3
-# So many files that are passed over are named in a message.
-_TOLD = 10
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One shard of a source.
-
-    Attributes:
-        path: below the source's folder.
-        state: another one whenever the content is another (`storage.source_files`).
-    """
-
-    path: str
-    state: str
 
 
 class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
@@ -183,30 +171,6 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         return replace(columns, group=self.group_column, ignore=ignore)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a source holds.
-
-    Attributes:
-        shards: shard → file.
-        passed_over: path → why it is no shard.
-    """
-
-    shards: dict[str, ShardFile]
-    passed_over: dict[str, str]
-
-    @property
-    def state(self) -> str:
-        """One state for all files, another one whenever some content is another."""
-        return state_of({shard: file.state for shard, file in self.shards.items()})
-
-    def __str__(self) -> str:
-        """Say which files are passed over; empty if none is."""
-        told = [f"{path}: {reason}" for path, reason in sorted(self.passed_over.items())]
-        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-        return f"Passed over: {'; '.join(told[:_TOLD])}{more}." if told else ""
-
-
 class RowSource(RowForm):
     """Finetuning rows in files: what lies directly inside a folder or prefix is a shard each."""
 
@@ -263,7 +227,7 @@ class RowSource(RowForm):
             return Survey({stem(Path(name)): ShardFile("", state_of(states))}, {})
         found = shards_in(states, self.path, self.split)
         passed_over = dict(found.passed_over)
-        inside = _by_unit(states, set(found.shards.values()))
+        inside = by_unit(states, set(found.shards.values()))
         shards = {}
         for shard, path in found.shards.items():
             if files.leads_out(path):
@@ -354,17 +318,6 @@ class RowSource(RowForm):
 
     def _file(self, files: SourceFiles, path: str) -> ShardFile:
         return ShardFile(path, state_of(files.states(path)))
-
-
-def _by_unit(states: dict[str, str], units: set[str]) -> dict[str, dict[str, str]]:
-    """Sort files, path → state, by the file or folder among `units` that they belong to."""
-    found: dict[str, dict[str, str]] = {unit: {} for unit in units}
-    for path, state in states.items():
-        steps = path.split("/")
-        for depth in range(1, len(steps) + 1):
-            if (unit := "/".join(steps[:depth])) in found:
-                found[unit][path] = state
-    return found
 
 
 class UpstreamRows(RowForm):
