@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, medians
 from benchmarks.rendering import result, table
+from benchmarks.report_accelerator import accelerator, large_vocabularies, slow_device
 from benchmarks.report_operations import adoption, feature_store, many_shards, step_overhead
 from benchmarks.report_vision import vision_passes, vision_tasks
 
@@ -370,6 +371,9 @@ def main() -> None:
     environment = ", ".join(f"{k} {v}" for k, v in result("forward_passes")["environment"].items())
     parts = {
         "forward_passes": forward_passes,
+        "large_vocabularies": large_vocabularies,
+        "accelerator": accelerator,
+        "slow_device": slow_device,
         "feature_fidelity": fidelity,
         "revaluation": revaluation,
         "feature_layout": layout,

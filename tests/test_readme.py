@@ -108,6 +108,8 @@ def test_figures_are_those_of_the_committed_results() -> None:
     task, again = result("datainf_task_all")["results"], result("revaluation")
     many, step = result("many_shards")["revalue"], result("step_overhead")
     images, seen = result("vision_tasks"), result("vision_passes")
+    models = result("accelerator")["models"]
+    card = [models[name]["ratios"] for name in ("Llama-3.1-8B", "Qwen2.5-1.5B")]
     flipped, subject, style = (
         images[name] for name in ("mislabelled, 50% flipped", "subject", "style")
     )
@@ -125,6 +127,9 @@ def test_figures_are_those_of_the_committed_results() -> None:
         f"{subject['alignment, plain']['auc']:.3f}, {subject['value, plain']['auc']:.3f}; "
         f"{style['alignment, plain']['auc']:.3f}, {style['value, plain']['auc']:.3f}",
         f"{seen['features / plain']:.2f} ×; {seen['exact / plain']:.2f} ×",
+        ", ".join(f"{one['features / plain']:.2f} ×" for one in card)
+        + "; "
+        + ", ".join(f"{one['exact / plain']:.2f} ×" for one in card),
         *(
             f"{task[name]['auc']:.4f} / {task[name]['recall']:.3f}"
             for name in ("plain, exact", "preconditioned, damping 0.1, exact")

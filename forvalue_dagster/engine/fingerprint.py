@@ -11,7 +11,7 @@ from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
 
 # Raised when the meaning of stored features changes.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 # Raised when it changes which tokens of calls, or of a template's own blocks, are the response.
 MASK_VERSION = 2
 

@@ -133,7 +133,7 @@ def test_strangers_do_not_meet(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
             fv.value_features(table, profile)
     monkeypatch.setattr("forvalue_dagster.engine.fingerprint.FEATURES_VERSION", 999)
     profile = fv.validation_profile(VALIDATION, model=loaded)
-    with pytest.raises(FingerprintMismatchError, match=r"code version \(2 in the features, 999"):
+    with pytest.raises(FingerprintMismatchError, match=r"code version \(3 in the features, 999"):
         fv.value_features(table, profile)
 
 
