@@ -53,7 +53,7 @@ class SweepShape:
 
 def blocked() -> SweepShape:
     """Return the shape for a CPU: tiles that stay in its cache."""
-    return SweepShape(tile=(256, 1024), workspace=96 * 2**20)
+    return SweepShape(tile=(512, 1024), workspace=96 * 2**20)
 
 
 def wide(workspace: int) -> SweepShape:

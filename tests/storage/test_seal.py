@@ -41,7 +41,7 @@ def lazy(path: UPath) -> str:
 def parts(path: UPath) -> str:
     stored = StoredParts(UPath(path.parent / "parts"))
     for key in ("a", "b"):
-        stored.save(key, ROWS, 9)
+        stored.save(key, ROWS, "9,1")
     return write_table(path, stored)
 
 
@@ -123,7 +123,7 @@ def test_damaged_features_are_not_used_again(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
     stored = StoredParts(UPath(tmp_path / "parts"))
-    stored.save("a", ROWS, 9)
+    stored.save("a", ROWS, "9,1")
     path = tmp_path / "parts" / "attempt" / "a.parquet"
     damaged = bytearray(path.read_bytes())
     damaged[99] ^= 4
