@@ -58,7 +58,7 @@ def row_reading(
         used |= own
         said = "" if isinstance(row, RowError) else row.messages
         others = (name for name in source if name not in own and name.casefold() in SUSPICIOUS)
-        told = [source[name] for name in own if isinstance(source[name], str)]
+        told = [text for name in own if isinstance(text := source.get(name), str)]
         said_otherwise.update(n for n in others if not _repeats(said, told, source[n]))
     unused = tuple(name for name in names if name not in used)
     return RowReading(
