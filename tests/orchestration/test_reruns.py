@@ -189,8 +189,8 @@ def test_scores_that_nobody_checked(project: Watched) -> None:
     write_table(path, table.with_columns(pl.col("value") + 1).lazy())
     result = project.run("forvalue_filter")
     (event,) = [event for event in result.all_events if event.is_step_failure]
-    failure = event.step_failure_data.user_failure_data.description
-    assert "stored scores are not those that were checked" in failure, failure
+    failure = event.step_failure_data.error.to_string()
+    assert "value_scores/one.parquet is whole, but not the file of the materialisation" in failure
 
 
 def test_a_withdrawn_row(project: Watched) -> None:
