@@ -205,7 +205,7 @@ def _shown(reading: RowReading) -> dict[str, Any]:
         "columns_used": dg.MetadataValue.json(
             {_short(name): role for name, role in islice(reading.used.items(), _NAMES)}
         ),
-        "problems": dg.MetadataValue.json(dict(reading.problems)),
+        "problems": dg.MetadataValue.json({**reading.problems}),
     }
     for title, columns in names.items():
         shown[title] = dg.MetadataValue.json([_short(name) for name in columns[:_NAMES]])

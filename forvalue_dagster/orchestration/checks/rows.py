@@ -102,7 +102,7 @@ def check_reading(
     events = [record.asset_materialization for record in records]
     now, *before = [{} if event is None else event.metadata for event in events] or [{}]
     said = []
-    columns = now[UNUSED_LIKE_CONVERSATION].value if UNUSED_LIKE_CONVERSATION in now else []
+    columns: Any = now[UNUSED_LIKE_CONVERSATION].value if UNUSED_LIKE_CONVERSATION in now else []
     if columns:
         said.append(
             f"unused columns that look like a part of the conversation: {', '.join(columns)}; "
