@@ -205,7 +205,9 @@ def _shown(reading: RowReading) -> dict[str, Any]:
         "columns_used": dg.MetadataValue.json(
             {_short(name): role for name, role in islice(reading.used.items(), _NAMES)}
         ),
-        "problems": dg.MetadataValue.json({**reading.problems}),
+        "problems": dg.MetadataValue.json(
+            {str(kind): count for kind, count in reading.problems.items()}
+        ),
     }
     for title, columns in names.items():
         shown[title] = dg.MetadataValue.json([_short(name) for name in columns[:_NAMES]])
