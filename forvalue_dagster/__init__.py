@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.engine.functions import value_features as value_features
     from forvalue_dagster.engine.options import Attribution as Attribution
     from forvalue_dagster.engine.options import Refine as Refine
+    from forvalue_dagster.engine.preview import preview as preview
     from forvalue_dagster.engine.selection import Selection as Selection
     from forvalue_dagster.engine.selection import select_rows as select_rows
     from forvalue_dagster.models.config import ModelConfig as ModelConfig
@@ -72,6 +73,7 @@ _HOMES = {
     "embedded_model_directory": "models.embedded",
     "noise_recipe": "data.recipes",
     "pairwise_values": "engine.functions",
+    "preview": "engine.preview",
     "read_rows": "data.read",
     "require_certified": "quality.gate",
     "sample_features": "engine.functions",

@@ -63,6 +63,7 @@ def test_public_names() -> None:
         "embedded_model_directory",
         "noise_recipe",
         "pairwise_values",
+        "preview",
         "read_rows",
         "require_certified",
         "sample_features",

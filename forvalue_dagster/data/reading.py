@@ -86,3 +86,24 @@ def _repeats(messages: str, told: Sequence[str], value: Any) -> bool:
         return False
     inside = json.dumps(value, ensure_ascii=False)[1:-1] in messages
     return inside or (bool(told) and all(text in value for text in told))
+
+
+def readings_together(readings: Iterable[RowReading]) -> RowReading:
+    """Return how several files that are one shard were read, as one reading.
+
+    A column that is used in one file and unused in another is named as both.
+    """
+    forms: dict[str, None] = {}
+    used: dict[str, str] = {}
+    unused: dict[str, None] = {}
+    suspicious: dict[str, None] = {}
+    problems: Counter[Kind] = Counter()
+    for reading in readings:
+        forms |= {} if reading.form is None else {reading.form: None}
+        used |= reading.used
+        unused |= dict.fromkeys(reading.unused)
+        suspicious |= dict.fromkeys(reading.suspicious)
+        problems.update(reading.problems)
+    return RowReading(
+        "; ".join(forms) or None, used, tuple(unused), tuple(suspicious), dict(problems)
+    )

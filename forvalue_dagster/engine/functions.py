@@ -70,7 +70,7 @@ def value_dataset(
     options = ValuationOptions(
         tokens, preconditioner, damping, centre, batch_tokens=batch_tokens, noise=noise
     )
-    loaded = _loaded(model)
+    loaded = loaded_model(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
 
@@ -98,7 +98,7 @@ def pairwise_values(
 
     options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
     pairs = pairwise(
-        _loaded(model),
+        loaded_model(model),
         read_rows(train, columns=columns),
         read_rows(validation, columns=columns),
         options,
@@ -135,7 +135,7 @@ def sample_features(
         tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
     )
     frame = read_rows(rows, columns=columns)
-    return pl.concat(feature_parts(_loaded(model), frame, options))
+    return pl.concat(feature_parts(loaded_model(model), frame, options))
 
 
 def validation_profile(
@@ -157,7 +157,7 @@ def validation_profile(
     options = ValuationOptions(
         tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision(), noise=noise
     )
-    return build_profile(_loaded(model), read_rows(validation, columns=columns), options)[0]
+    return build_profile(loaded_model(model), read_rows(validation, columns=columns), options)[0]
 
 
 def value_features(
@@ -189,7 +189,8 @@ def value_features(
     return score_features(features.lazy(), profile, options)
 
 
-def _loaded(model: Model) -> LoadedModel:
+def loaded_model(model: Model) -> LoadedModel:
+    """Return a model that is loaded, as it is or by its name or configuration."""
     from forvalue_dagster.models.loading import LoadedModel, load_model
 
     if isinstance(model, LoadedModel):

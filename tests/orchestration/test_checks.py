@@ -22,8 +22,10 @@ from forvalue_dagster.orchestration.checks.selection import check_selection
 from forvalue_dagster.quality.distribution import ValueHistogram
 from forvalue_dagster.quality.manifest import MadeFrom, Manifest, ShardEntry
 from forvalue_dagster.quality.verdicts import SHIFTED, ShardVerdict
+from tests.orchestration.conftest import Project
 
 KEY = dg.AssetKey("value_scores")
+CHECKED = dg.DagsterEventType.ASSET_CHECK_EVALUATION
 PLACES = pl.DataFrame({"shard": ["s"] * 3, "row": [0, 1, 2]})
 SCORES = PLACES.with_columns(
     value=pl.Series([1.0, None, -1.0]),
@@ -164,3 +166,80 @@ def test_certified_follows_from_the_manifest(change: dict, passed: bool) -> None
     changed = replace(manifest, **change)
     assert certify(KEY, changed).passed == passed
     assert Manifest.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+
+
+def read_shards(
+    project: Project, *shards: str
+) -> tuple[dict[str, dg.AssetMaterialization], dict[str, dg.AssetCheckEvaluation]]:
+    """Materialise raw rows alone; return shard → event, and shard → what `row_reading` said."""
+    key = dg.AssetKey("raw_finetuning_data")
+    project.instance.add_dynamic_partitions("forvalue_shards", shards)
+    everything = project.definitions.resolve_implicit_global_asset_job_def()
+    job = everything.get_subset(asset_selection={key})
+    tags = None
+    if len(shards) > 1:
+        tags = {
+            "dagster/asset_partition_range_start": shards[0],
+            "dagster/asset_partition_range_end": shards[-1],
+        }
+    result = job.execute_in_process(
+        instance=project.instance,
+        partition_key=shards[0] if tags is None else None,
+        tags=tags,
+        raise_on_error=False,
+    )
+    # Not from the result: in a run over many shards the step itself records what it made.
+    records = project.instance.get_records_for_run(result.run_id).records
+    events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
+    made = {
+        event.partition: event.step_materialization_data.materialization
+        for event in events
+        if event.is_step_materialization
+    }
+    checks = [e.asset_check_evaluation_data for e in events if e.event_type == CHECKED]
+    said = {c.partition: c for c in checks if c.check_name == "row_reading"}
+    return made, said
+
+
+def test_how_rows_were_read_is_shown_and_warned_of(project: Project) -> None:
+    good = {"prompt": "Hi", "response": "Hello", "id": 7}
+    project.write("train/a.jsonl", [good] * 2)
+    project.write("train/b.jsonl", [good | {"score": 0.5, "objects": "secret text"}, "{"])
+    (project.folder / "train" / "b.csv").write_text("prompt,response\n")
+    made, said = read_shards(project, "a", "b")
+    assert said["a"].passed
+    told = {name: value.value for name, value in made["a"].metadata.items()}
+    assert told["form"] == "prompt and response (prompt, response)"
+    assert told["columns_used"] == {"prompt": "prompt", "response": "response"}
+    assert told["columns_unused"] == ["id"]
+    assert told["number_of_columns_unused"] == 1
+    assert told["problems"] == {}
+
+    assert not said["b"].passed
+    assert said["b"].severity == dg.AssetCheckSeverity.WARN
+    assert not said["b"].blocking
+    assert "look like a part of the conversation: score, objects;" in said["b"].description
+    told = {name: value.value for name, value in made["b"].metadata.items()}
+    assert told["columns_like_conversation"] == ["score", "objects"]
+    assert told["problems"] == {"line": 1}
+    assert told["number_of_files_passed_over"] == 1
+    assert "secret text" not in str(made["b"].metadata)
+
+    # The same file again says nothing new; another form does, in a run of one shard, too.
+    assert read_shards(project, "a")[1]["a"].passed
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    project.write("train/a.jsonl", [{"messages": turns}])
+    _, said = read_shards(project, "a")
+    assert not said["a"].passed
+    assert "the form is chat (messages), and was prompt and response" in said["a"].description
+    assert read_shards(project, "a")[1]["a"].passed
+
+
+def test_an_ignored_column_is_not_warned_of(project: Project) -> None:
+    project.write("train/a.jsonl", [{"prompt": "Hi", "response": "Hello", "score": 0.5}])
+    project.options["training_rows"] = fv.RowSource(
+        path=str(project.folder / "train"), ignore_columns=["score"]
+    )
+    made, said = read_shards(project, "a")
+    assert said["a"].passed
+    assert made["a"].metadata["columns_unused"].value == ["score"]

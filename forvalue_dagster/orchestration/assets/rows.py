@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -11,12 +12,20 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.data.read import DESCRIPTIONS
+from forvalue_dagster.data.reading import RowReading
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.automation.conditions import (
     behind_checks,
     on_new_content,
 )
-from forvalue_dagster.orchestration.checks.rows import Suite, check_rows, written_suites
+from forvalue_dagster.orchestration.checks.rows import (
+    FORM,
+    UNUSED_LIKE_CONVERSATION,
+    Suite,
+    check_reading,
+    check_rows,
+    written_suites,
+)
 from forvalue_dagster.orchestration.display.plots import histogram
 from forvalue_dagster.orchestration.naming import (
     MODEL_FILES,
@@ -35,6 +44,8 @@ from forvalue_dagster.storage.source_files import Survey
 
 # Settings that do not decide what rows are.
 _WITHOUT = ("path", "s3", "image_root", "line_bytes", "file_bytes")
+# So many columns are named in metadata: a JSON file may have any number of keys.
+_NAMES = 100
 
 
 def build_source_assets(
@@ -98,13 +109,14 @@ def build_row_assets(
         found = training_rows.survey()
 
         def make(shard: str) -> ShardTable:
-            made = _row_table(training_rows.read(shard, found.shards), found)
+            made = _row_table(*training_rows.read_with_reading(shard, found.shards), found)
             made.metadata[FILE_STATE] = found.shards[shard].state
             return made
 
         def check(shard: str, made: ShardTable) -> Iterator[dg.AssetCheckResult]:
             assert isinstance(made.table, pl.DataFrame)
-            return check_rows(context.asset_key, made.table, storage, suites, shard)
+            yield check_reading(context.instance, context.asset_key, shard)
+            yield from check_rows(context.asset_key, made.table, storage, suites, shard)
 
         yield from materialize_shards(context, storage, make, check)
 
@@ -119,7 +131,7 @@ def build_row_assets(
         context: dg.AssetExecutionContext, rows: Any, training_rows: UpstreamRows, storage: Storage
     ) -> Iterator[dg.Output[Any]]:
         def make(shard: str) -> ShardTable:
-            return _row_table(training_rows.rows_of(rows, shard))
+            return _row_table(*training_rows.rows_with_reading(rows, shard))
 
         yield from materialize_shards(context, storage, make)
 
@@ -141,7 +153,7 @@ def build_row_assets(
         context: dg.AssetExecutionContext, validation_rows: RowSource
     ) -> dg.Output[pl.DataFrame]:
         found = validation_rows.survey()
-        made = _row_table(validation_rows.read(listing=found.shards), found)
+        made = _row_table(*validation_rows.read_with_reading(listing=found.shards), found)
         made.metadata[FILE_STATE] = found.state
         rows = made.table
         assert isinstance(rows, pl.DataFrame)
@@ -156,7 +168,7 @@ def build_row_assets(
     return [rows_of_files if upstream is None else rows_of_asset, validation_data]
 
 
-def _row_table(rows: pl.DataFrame, found: Survey | None = None) -> ShardTable:
+def _row_table(rows: pl.DataFrame, reading: RowReading, found: Survey | None = None) -> ShardTable:
     sizes = rows["messages"].str.len_chars()
     repeated = (
         len(rows) - rows["sample_id"].null_count() - rows["sample_id"].drop_nulls().n_unique()
@@ -168,6 +180,7 @@ def _row_table(rows: pl.DataFrame, found: Survey | None = None) -> ShardTable:
         "duplicate_rows": dg.MetadataValue.int(repeated),
         "lengths": histogram({"rows": sizes}, title="Length of conversations", unit="characters"),
     }
+    metadata |= _shown(reading)
     if found is not None and found.passed_over:
         passed_over = sorted(found.passed_over.items())
         metadata["files_passed_over"] = dg.MetadataValue.table(
@@ -180,3 +193,34 @@ def _row_table(rows: pl.DataFrame, found: Survey | None = None) -> ShardTable:
     # nothing are the rows that they were before there was a column for it.
     unhashed = ["images", *(["rejected"] if rows["rejected"].null_count() == len(rows) else [])]
     return ShardTable(rows, metadata, digest(rows.drop(unhashed)))
+
+
+def _shown(reading: RowReading) -> dict[str, Any]:
+    """Return how rows were read as metadata: names of columns and counts, no text of a row."""
+    names = {
+        "columns_unused": reading.unused,
+        UNUSED_LIKE_CONVERSATION: reading.suspicious,
+    }
+    shown: dict[str, Any] = {
+        "columns_used": dg.MetadataValue.json(
+            {_short(name): role for name, role in islice(reading.used.items(), _NAMES)}
+        ),
+        "problems": dg.MetadataValue.json(
+            {str(kind): count for kind, count in reading.problems.items()}
+        ),
+    }
+    for title, columns in names.items():
+        shown[title] = dg.MetadataValue.json([_short(name) for name in columns[:_NAMES]])
+        shown[f"number_of_{title}"] = dg.MetadataValue.int(len(columns))
+    if reading.form is not None:
+        shown[FORM] = dg.MetadataValue.text(_printable(reading.form))
+    return shown
+
+
+def _short(name: str) -> str:
+    return _printable(name)[:100]
+
+
+def _printable(name: str) -> str:
+    # A key of a JSON row may hold half of a surrogate pair, which no event log takes.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Asset checks on rows as they come: Great Expectations."""
+"""Asset checks on rows as they come: Great Expectations, and how they were read."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
 ROW_WARNINGS = "row_warnings"
+ROW_READING = "row_reading"
+# Metadata of a materialisation that says how its rows were read, which the check looks at.
+FORM = "form"
+UNUSED_LIKE_CONVERSATION = "columns_like_conversation"
 
 Suite = Union[str, Path, "ExpectationSuite"]
 
@@ -40,6 +44,13 @@ def _expectations(
     own_suites: Sequence[Suite],
 ) -> dg.AssetChecksDefinition:
     key = naming.key(asset)
+    reading = dg.AssetCheckSpec(
+        ROW_READING,
+        asset=key,
+        partitions_def=shards,
+        description="Warns of unused columns that look like a part of the conversation, and of a "
+        "form that is another one than before.",
+    )
 
     @dg.multi_asset_check(
         name=naming.name(f"{asset}_expectations"),
@@ -59,6 +70,7 @@ def _expectations(
                 description="All other expectations: duplicates, lengths, order of roles, broken "
                 "encoding, patterns of personal data.",
             ),
+            *([] if shards is None else [reading]),
         ],
         ins={"rows": dg.AssetIn(key=key)},
     )
@@ -67,9 +79,49 @@ def _expectations(
         context: dg.AssetCheckExecutionContext, rows: pl.DataFrame, storage: Storage
     ) -> Iterator[dg.AssetCheckResult]:
         title = context.partition_key if context.has_partition_key else "all"
+        if shards is not None:
+            yield check_reading(context.instance, key, context.partition_key)
         yield from check_rows(key, rows, storage, own_suites, title)
 
     return expectations
+
+
+def check_reading(
+    instance: dg.DagsterInstance, key: dg.AssetKey, shard: str
+) -> dg.AssetCheckResult:
+    """Say whether the rows of a shard may have been misread.
+
+    Args:
+        instance: that holds the event log.
+        key: of the asset.
+        shard: that was materialised.
+    """
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard]), limit=2
+    ).records
+    events = [record.asset_materialization for record in records]
+    now, *before = [{} if event is None else event.metadata for event in events] or [{}]
+    said = []
+    columns: Any = now[UNUSED_LIKE_CONVERSATION].value if UNUSED_LIKE_CONVERSATION in now else []
+    if columns:
+        said.append(
+            f"unused columns that look like a part of the conversation: {', '.join(columns)}; "
+            "name them in the configuration, or in ignore_columns"
+        )
+    # A shard of which no row could be read has no form, and one of an earlier version says none.
+    forms = [metadata[FORM].value for metadata in (now, *before) if FORM in metadata]
+    if len(forms) > 1 and forms[0] != forms[1]:
+        said.append(f"the form is {forms[0]}, and was {forms[1]}; see that it is meant")
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=ROW_READING,
+        passed=not said,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{'; '.join(said)}."
+        if said
+        else "No unused column looks like a part of the conversation, and the form is no other one "
+        "than before.",
+    )
 
 
 def written_suites(suites: Sequence[Suite]) -> list[Any]:

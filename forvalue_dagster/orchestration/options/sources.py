@@ -18,7 +18,8 @@ from forvalue_dagster.data.frames import as_table
 from forvalue_dagster.data.images import ImageFolder
 from forvalue_dagster.data.listing import is_one_table, nothing_to_read, shards_in, unfit_name
 from forvalue_dagster.data.own_columns import together
-from forvalue_dagster.data.read import CANONICAL_SCHEMA, read_rows
+from forvalue_dagster.data.read import CANONICAL_SCHEMA, read_rows_with_reading
+from forvalue_dagster.data.reading import RowReading, readings_together
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.location import shown
 from forvalue_dagster.storage.source_files import (
@@ -117,8 +118,8 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         shard: str | None,
         images: ImageFolder | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
-    ) -> pl.DataFrame:
-        """Return rows, or the rows of a file, in the canonical schema.
+    ) -> tuple[pl.DataFrame, RowReading]:
+        """Return rows, or the rows of a file, in the canonical schema, and how they were read.
 
         Args:
             rows: as of `read_rows`.
@@ -129,7 +130,7 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         Raises:
             DataFileError: if a file or row cannot be read.
         """
-        return read_rows(
+        frame, readings = read_rows_with_reading(
             rows,
             columns=self.columns,
             shard=shard,
@@ -137,6 +138,7 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
             images=images,
             limits=limits,
         )
+        return frame, readings_together(readings.values())
 
     @property
     def columns(self) -> Columns:
@@ -249,7 +251,13 @@ class RowSource(RowForm):
     def read(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
     ) -> pl.DataFrame:
-        """Read one shard, or everything.
+        """Read one shard, or everything; takes and raises what `read_with_reading` does."""
+        return self.read_with_reading(shard, listing)[0]
+
+    def read_with_reading(
+        self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
+    ) -> tuple[pl.DataFrame, RowReading]:
+        """Read one shard, or everything, and say how it was read.
 
         Args:
             shard: None reads all of them.
@@ -263,8 +271,9 @@ class RowSource(RowForm):
         if shard is None:
             if not listing:
                 raise DataFileError(f"{self.path} holds no data file.")
-            frames = [self.read(name, listing) for name in sorted(listing)]
-            return together(frames, CANONICAL_SCHEMA)
+            read = [self.read_with_reading(name, listing) for name in sorted(listing)]
+            frame = together([frame for frame, _ in read], CANONICAL_SCHEMA)
+            return frame, readings_together(reading for _, reading in read)
         if shard not in listing:
             raise ValueError(
                 f"{self.path} holds no shard {shard!r}; it holds {', '.join(sorted(listing))}."
@@ -334,7 +343,11 @@ class UpstreamRows(RowForm):
         return dg.AssetKey.from_user_string(self.asset)
 
     def rows_of(self, obj: Any, shard: str) -> pl.DataFrame:
-        """Return what the asset yielded in the canonical schema.
+        """Return what the asset yielded; takes and raises what `rows_with_reading` does."""
+        return self.rows_with_reading(obj, shard)[0]
+
+    def rows_with_reading(self, obj: Any, shard: str) -> tuple[pl.DataFrame, RowReading]:
+        """Return what the asset yielded in the canonical schema, and how it was read.
 
         Raises:
             DataFileError: if it is nothing that holds rows, a row cannot be read, or the shard's
