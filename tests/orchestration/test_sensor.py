@@ -165,7 +165,7 @@ def test_rows_of_another_asset(project: Project) -> None:
     def collected(context):
         import polars as pl
 
-        rows = project.rows(12, project.likely, seed=content[context.partition_key])
+        rows = project.rows(24, project.likely, seed=content[context.partition_key])
         return pl.DataFrame(rows)
 
     project.options |= {
