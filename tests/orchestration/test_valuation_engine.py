@@ -228,20 +228,20 @@ def test_an_interrupted_feature_run_goes_on(project: Project, monkeypatch) -> No
 
     import forvalue_dagster.engine.features as module
 
-    real, passed = module.forward_pass, []
+    real, passed = module.pass_group, []
 
-    def cut(loaded, window, *rest):
-        passed.append(len(window))
+    def cut(loaded, encoder, group, *rest):
+        passed.append(len(group.rows))
         if len(passed) == 3:
             raise KeyboardInterrupt
-        return real(loaded, window, *rest)
+        return real(loaded, encoder, group, *rest)
 
-    monkeypatch.setattr(module, "forward_pass", cut)
+    monkeypatch.setattr(module, "pass_group", cut)
     assert not materialise(project, "sample_features", shard="good").success
     # The cancelled run has given the model back.
     assert load_model.cache_info().currsize == 0
     assert not path.exists()
-    monkeypatch.setattr(module, "forward_pass", real)
+    monkeypatch.setattr(module, "pass_group", real)
     result = materialise(project, "sample_features", shard="good")
     assert result.success
     (event,) = result.get_asset_materialization_events()
@@ -275,13 +275,13 @@ def test_warnings_of_the_pass_reach_the_run_log(project: Project, monkeypatch) -
     import forvalue_dagster.engine.features as module
     from forvalue_dagster.engine.memory import TokenBudget
 
-    real = module.forward_pass
+    real = module.pass_group
 
-    def tight(loaded, window, options, budget: TokenBudget):
+    def tight(loaded, encoder, group, budget: TokenBudget, options, head):
         budget.halve(100)
-        return real(loaded, window, options, budget)
+        return real(loaded, encoder, group, budget, options, head)
 
-    monkeypatch.setattr(module, "forward_pass", tight)
+    monkeypatch.setattr(module, "pass_group", tight)
     project.run("forvalue_profile")
     (result,) = project.value("good")
     messages = [entry.user_message for entry in project.instance.all_logs(result.run_id)]
