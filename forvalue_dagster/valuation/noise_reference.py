@@ -103,7 +103,9 @@ class NoiseReference:
         """Return the same [B] for resampled copies, of kinds in shares that nobody knows."""
         own = self._counts_of_copies
         rows = rng.dirichlet(np.ones(len(own)), replicates)
-        recipes = (rows @ np.where(np.isfinite(own), own, 0.0)) / np.maximum(rows @ np.isfinite(own), 1e-12)
+        recipes = (rows @ np.where(np.isfinite(own), own, 0.0)) / np.maximum(
+            rows @ np.isfinite(own), 1e-12
+        )
         kinds = rng.dirichlet(np.ones(own.shape[1]), replicates)
         lowered = np.nanmean(own, axis=0).mean() - self.damaged
         return np.asarray((kinds * recipes).sum(axis=1) - lowered)
