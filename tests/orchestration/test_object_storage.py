@@ -43,8 +43,8 @@ def project(tmp_path: Path, model_directory: Path, server: S3Server) -> Iterator
             "storage": fv.Storage(base_dir="s3://data/forvalue", s3=s3),
         }
         upload(server, "validation.jsonl", made.rows(40, LIKELY, seed=0))
-        upload(server, "train/one.jsonl", made.rows(12, LIKELY, seed=1))
-        upload(server, "train/two.jsonl", made.rows(12, LIKELY, seed=2))
+        upload(server, "train/one.jsonl", made.rows(24, LIKELY, seed=1))
+        upload(server, "train/two.jsonl", made.rows(24, LIKELY, seed=2))
         yield made
 
 
@@ -70,9 +70,9 @@ def test_the_whole_graph(project: Project, server: S3Server) -> None:
     assert not (project.folder / "files").exists()
 
     # The same bytes again, then others, then none.
-    upload(server, "train/one.jsonl", project.rows(12, LIKELY, seed=1))
+    upload(server, "train/one.jsonl", project.rows(24, LIKELY, seed=1))
     assert daemon.settle() == set()
-    upload(server, "train/one.jsonl", project.rows(13, LIKELY, seed=3))
+    upload(server, "train/one.jsonl", project.rows(25, LIKELY, seed=3))
     server.faults += [Fault(times=1), Fault(method="PUT", times=1)]
     assert {(asset, shard) for asset, shard in daemon.settle() if shard} == {
         (asset, "one") for asset in ("raw_finetuning_data", "sample_features", "value_scores")

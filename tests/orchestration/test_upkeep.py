@@ -37,6 +37,7 @@ def test_retention(project: Project) -> None:
     assert sweep(project) == (0, set())
 
     # A shard goes; a killed run leaves parts behind; a model is replaced.
+    (project.folder / "train" / "bad.jsonl").unlink()
     project.instance.delete_dynamic_partition("forvalue_shards", "bad")
     left = project.folder / "files" / "sample_features" / ".good.parts" / "run-that-was-killed"
     left.mkdir(parents=True)
