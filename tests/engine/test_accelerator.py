@@ -84,9 +84,11 @@ def test_operations_of_the_feature_head() -> None:
     assert np.isfinite(transfer.arrays()["statistics"]).all()
 
 
+# A full vocabulary takes a CPU most of a minute, and as many operations as a smaller one.
+@pytest.mark.parametrize("vocabulary", [20_000, pytest.param(151_936, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("groups", "most"), [(1, 250), (8, 400)])
-def test_operations_of_the_exact_head(groups: int, most: int) -> None:
-    loaded, passed = batch_of(151_936, 16, 130)
+def test_operations_of_the_exact_head(groups: int, most: int, vocabulary: int) -> None:
+    loaded, passed = batch_of(vocabulary, 16, 130)
     names = [f"group {number}" for number in range(groups)]
     builder = ProfileBuilder(loaded.unembedding, names)
     own = replace(passed.positions.select([True] * 8 + [False] * 8))

@@ -7,7 +7,9 @@ call: the soak test (test_soak.py) has the real daemon.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -23,6 +25,16 @@ from tests.orchestration.conftest import Project
 SENSORS = ("forvalue_new_shards", "forvalue_validation_changes", "forvalue_model_changes")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Ran = set[tuple[str, str | None]]
+
+
+@contextmanager
+def partitions_read_once(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Read partitions once a tick, as the daemon does; Dagster's tester asks for every node."""
+    instance.get_dynamic_partitions = cache(instance.get_dynamic_partitions)
+    try:
+        yield
+    finally:
+        del instance.get_dynamic_partitions
 
 
 @dataclass
@@ -80,7 +92,10 @@ class Daemon:
     def tick(self) -> Ran:
         """Evaluate the automation conditions once, and run what they ask for."""
         definitions, instance = self.project.definitions, self.project.instance
-        evaluated = dg.evaluate_automation_conditions(definitions, instance, cursor=self.automation)
+        with partitions_read_once(instance):
+            evaluated = dg.evaluate_automation_conditions(
+                definitions, instance, cursor=self.automation
+            )
         self.automation = evaluated.cursor
         subsets = [result.true_subset for result in evaluated.results]
         ran: Ran = set()
