@@ -23,14 +23,16 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
     Raises:
         RowError: if it is nothing of the kind.
     """
-    if isinstance(value, str):
+    is_text = isinstance(value, str)
+    if is_text:
         value = parsed_or_none(value) if value.strip() else []
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list | tuple):
         raise RowError(f"{where} holds no calls; expected a list of objects", "tool calls")
     calls = []
     for entry in entries:
-        call = without_nulls(parsed_or_none(entry) if isinstance(entry, str) else entry)
+        text = is_text or isinstance(entry, str)
+        call = _without_nulls(parsed_or_none(entry) if isinstance(entry, str) else entry, text)
         if not isinstance(call, dict) or not (call.get("name") or call.get("function")):
             raise RowError(
                 f"{where} has a call without a function's name; expected objects with name and "
@@ -39,6 +41,16 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
             )
         calls.append(_with_arguments(call))
     return calls
+
+
+def _without_nulls(call: Any, is_text: bool) -> Any:
+    """Take nulls out of a call; in the arguments of one that is JSON text they are meant."""
+    if not (is_text and isinstance(call, Mapping)):
+        return without_nulls(call)
+    function = call.get("function")
+    inner = {"function": _without_nulls(function, True)} if isinstance(function, Mapping) else {}
+    arguments = {"arguments": call["arguments"]} if call.get("arguments") is not None else {}
+    return {**without_nulls(call), **inner, **arguments}
 
 
 def bare_calls(value: Any, where: str) -> list[dict[str, Any]]:
