@@ -181,6 +181,11 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
             )
         parts = ""
     message |= extra | {"content": parts}
+    if calls and message["role"] != "assistant":
+        raise RowError(
+            f"{where} has tool calls and the role {role!r}; expected calls in an assistant's turn",
+            "tool calls",
+        )
     if calls:
         message["tool_calls"] = calls
     if left_out and message["role"] == "assistant":

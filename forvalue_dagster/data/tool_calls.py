@@ -12,6 +12,8 @@ from typing import Any
 from forvalue_dagster.data.canonical_json import parsed, parsed_or_none, without_nulls
 from forvalue_dagster.data.problems import RowError
 
+_ARGUMENTS = ("parameters", "args", "input")
+
 
 def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Read a message's `tool_calls`.
@@ -49,8 +51,8 @@ def _without_nulls(call: Any, is_text: bool) -> Any:
         return without_nulls(call)
     function = call.get("function")
     inner = {"function": _without_nulls(function, True)} if isinstance(function, Mapping) else {}
-    arguments = {"arguments": call["arguments"]} if call.get("arguments") is not None else {}
-    return {**without_nulls(call), **inner, **arguments}
+    meant = {n: call[n] for n in ("arguments", *_ARGUMENTS) if call.get(n) is not None}
+    return {**without_nulls(call), **inner, **meant}
 
 
 def bare_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -65,6 +67,9 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, dict):
         return call | {"function": _with_arguments(function)}
+    if "arguments" not in call:  # other programs' names for them
+        other = next((name for name in _ARGUMENTS if isinstance(call.get(name), dict | str)), None)
+        call = {"arguments" if name == other else name: value for name, value in call.items()}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         known = parsed_or_none(arguments) if arguments.strip() else {}
@@ -83,7 +88,8 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
     Raises:
         RowError: if it is nothing of the kind.
     """
-    if isinstance(value, str):
+    is_text = isinstance(value, str)
+    if is_text:
         value = parsed(value, column) if value.strip() else None
     if not value:
         return None
@@ -97,7 +103,9 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
         )
     # Some files keep each definition as JSON text, because their schemas differ.
     return [
-        known if isinstance(known := parsed_or_none(entry), dict) else without_nulls(entry)
+        known
+        if isinstance(known := entry if is_text else parsed_or_none(entry), dict)
+        else without_nulls(entry)
         for entry in entries
         if entry is not None
     ]

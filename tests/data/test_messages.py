@@ -168,6 +168,8 @@ def test_weights_that_cannot_be_honoured(weight: Any) -> None:
         {"content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}},
         {"function_call": {"name": "add", "arguments": {"a": 1, "b": None}}, "tool_calls": []},
         {"content": [{"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}]},
+        {"function_call": {"name": "add", "parameters": {"a": 1}}},
+        {"tool_calls": [{"type": "function", "function": {"name": "add", "args": '{"a": 1}'}}]},
     ],
 )
 def test_a_call_has_one_form(answer: dict[str, Any]) -> None:
@@ -193,6 +195,12 @@ def test_turns_that_are_calls(speaker: str) -> None:
     with pytest.raises(RowError, match="holds no calls") as caught:
         read([USER, {"from": speaker, "value": "add(1)"}])
     assert caught.value.kind == "tool calls"
+
+
+def test_only_the_assistant_calls() -> None:
+    with pytest.raises(RowError, match="has tool calls and the role 'user'; expected calls in an"):
+        read([USER | {"tool_calls": [call("add", {"a": 1})]}])
+    assert read([USER | {"tool_calls": []}]) == [USER]
 
 
 def test_arguments_that_are_no_object_stay_text() -> None:
@@ -275,6 +283,10 @@ def test_nulls_of_a_table_are_no_content(tmp_path: Any) -> None:
 def test_nulls_in_json_text_are_meant() -> None:
     messages = [USER, {"role": "assistant", "tool_calls": [call("f", '{"a": null}')]}]
     assert read(messages)[1]["tool_calls"] == [call("f", {"a": None})]
+    tools = [{"name": "f", "parameters": {"default": None}}]
+    for text in (json.dumps(tools), [json.dumps(tools[0])]):
+        row = canonical_row({"messages": [USER, *messages[1:]], "tools": text}, Columns())
+        assert json.loads(row.tools or "") == tools
 
 
 def test_a_problem_names_a_role_and_no_text() -> None:
