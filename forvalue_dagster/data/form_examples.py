@@ -95,13 +95,13 @@ FORM_EXAMPLES = (
         _GREETING,
     ),
     FormExample(
-        "parts: text under `text`, `value` or `content`",
+        "parts: text under `text`, `value` or `content`; `input_text`, `output_text`, `thinking`",
         {"messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]}, _ASSISTANT]},
         _GREETING,
     ),
     FormExample(
-        "turns left out of training: `weight`, `train`, `training`, `trainable`, `loss`, "
-        "`loss_weight`, `loss_mask` of 0 or false, `masked` of true",
+        "turns left out of training: `weight`, `train`, `training`, `trainable`, `learn`, "
+        "`loss`, `loss_weight`, `loss_mask`, … of 0 or false; `masked`, `no_loss`, … of true",
         {"messages": [_USER, _ASSISTANT | {"weight": 0}, _USER, _ASSISTANT]},
         f"user: Hi · assistant (not scored): Hello · {_GREETING}",
     ),
@@ -142,7 +142,7 @@ FORM_EXAMPLES = (
         _GREETING,
     ),
     FormExample(
-        "KTO: a `label` of true or false beside any form",
+        "KTO: a `label`, `kto_tag` or `desirable` of true or false beside any form",
         {"prompt": "Hi", "completion": "Go away", "label": False},
         "user: Hi · assistant (labelled bad): Go away",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,14 +47,37 @@ _PAIRS = tuple(
 _BESIDE_A_PROMPT = ("input", "context")
 _BESIDE_AN_INSTRUCTION = ("question", "problem", "query", *_BESIDE_A_PROMPT)
 # Names that say: this may be part of the conversation. `user` is mostly an id.
-SUSPICIOUS = frozenset(
+_SUSPICIOUS = frozenset(
     (
         *(*MESSAGES, *_PROMPTS, *_RESPONSES, "answers", "context", "score", "text", "objects"),
-        *("options", "choices", "passage", "document", "weight", "train", "loss_weight"),
+        *("options", "choices", "passage", "document", "documents", "article", "background"),
+        *("responses", "completions", "outputs", "solutions", "turns", "dialog", "dialogue"),
+        *("chat", "chat_history", "conversation_history", "dialog_history", "dialogue_history"),
+        *("system_message", "system_instruction", "system_instructions", "instructions"),
+        *("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "rationale"),
+        *("chain_of_thought", "cot", "explanation", "role", "speaker", "parent_id", "segments"),
+        *("weight", "weights", "train", "masked", "loss", "loss_weight", "loss_weights"),
+        *("loss_mask", "train_on_input", "train_on_inputs", "train_on_prompt", "winner"),
     )
 ) | {*SYSTEM, *HISTORY, *TOOLS, *FUNCTIONS, *CHOSEN, *REJECTED, *LABEL, *IMAGES, *MEDIA}
+_ONE_OF_SEVERAL = re.compile(
+    rf"(?:{'|'.join((*_PROMPTS, *_RESPONSES, *MESSAGES, *CHOSEN, *REJECTED, 'context'))})"
+    r"_?(?:[a-dj-k]|\d{1,2})"
+)
+_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|[\s.-]+")
 
 Name = Literal["chat", "prompt and response", "preference", "text"]
+
+
+def is_like_conversation(name: str) -> bool:
+    """Whether a column or key is named like a part of a conversation: `context`, `systemPrompt`."""
+    plain = _WORD.sub("_", name.strip()).casefold()
+    return plain in _SUSPICIOUS or _ONE_OF_SEVERAL.fullmatch(plain) is not None
+
+
+def is_one_of_several(name: str) -> bool:
+    """Whether a column is named like one of several answers or prompts: `response_a`."""
+    return _ONE_OF_SEVERAL.fullmatch(name.casefold()) is not None
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,15 @@ def as_table(rows: Any) -> pl.DataFrame | Iterator[SourceRow]:
     library = type(rows).__module__.partition(".")[0]
     if isinstance(rows, Mapping):
         return _columns(rows, library)
+    if library == "pandas" and hasattr(rows, "columns") and not rows.columns.is_unique:
+        twice = sorted({str(name) for name in rows.columns[rows.columns.duplicated()]})
+        raise DataFileError(f"{_kind(rows)} has columns {twice} twice; expected each once.")
     try:
         if library == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
             # Its rows in their order, whatever was selected, and images as they are stored.
-            rows = rows.with_format("arrow")[:]
+            if rows.format["type"] == "custom":  # what its own function makes of them
+                return _records(rows)
+            rows = rows.with_format("arrow", columns=rows.format["columns"])[:]
         if library == "pandas" and hasattr(rows, "columns"):
             return _pandas(rows)
         if isinstance(rows, ArrowStream) or hasattr(rows, "__arrow_c_array__"):

@@ -74,9 +74,15 @@ def local_images(folder: Path) -> ImageFolder:
 
     def read(path: str) -> bytes | None:
         file = root / path
-        if not file.resolve().is_relative_to(root):
-            raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
-        return file.read_bytes() if file.is_file() else None
+        try:
+            if not file.resolve().is_relative_to(root):
+                raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
+            return file.read_bytes() if file.is_file() else None
+        except (OSError, RuntimeError) as error:  # a name too long, a link that leads to itself
+            raise ImageReferenceError(
+                f"an image's path cannot be followed ({type(error).__name__}); expected the path "
+                f"of a readable file below {folder}"
+            ) from None
 
     return ImageFolder(root.as_posix(), read)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from forvalue_dagster.data.canonical_json import parsed, without_nulls
-from forvalue_dagster.data.columns import Columns
+from forvalue_dagster.data.canonical_json import parsed, parsed_or_none, without_nulls
+from forvalue_dagster.data.columns import IMAGES, MEDIA, Columns
 from forvalue_dagster.data.image_parts import image_part, is_image
 from forvalue_dagster.data.problems import RowError
 from forvalue_dagster.data.tool_calls import bare_calls, read_calls
+from forvalue_dagster.data.turn_flags import FLAGS, take_flags
 
 Message = dict[str, Any]
 
@@ -34,13 +35,9 @@ _PAIRED = _SPEAKERS | {
 }
 _SPEAKER_KEYS = ("role", "from", "speaker")
 _TEXT_KEYS = ("content", "value", "text")
-# Keys that say whether an assistant's turn is trained: 0 or false leaves it out; and the reverse.
-_TRAINED = (
-    *("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_scale"),
-    *("loss_mask", "train_on_turn", "output_with_loss"),
-)
-_LEFT_OUT = ("masked",)
-_IN_PARTS = ("train_detail", "training_detail")
+_CALL_KEYS = ("tool_calls", CALLS)
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING_PARTS = ("reasoning", "thinking")
 
 
 def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
@@ -90,6 +87,29 @@ def read_history(value: Any, where: str, columns: Columns) -> list[Message]:
     return read_messages(turns, where, columns)
 
 
+def from_json_text(value: Any) -> Any:
+    """Return messages that are kept as JSON text, as text files have to; other values as they are.
+
+    Text is taken for messages only if all of it are objects with a speaker and a text or calls,
+    and one of the speakers is known.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    known = parsed_or_none(value)
+    entries = known if isinstance(known, list) else [known]
+    speakers = [_speaker_of_message(entry) for entry in entries]
+    return known if None not in speakers and not _SPEAKERS.keys().isdisjoint(speakers) else value
+
+
+def _speaker_of_message(entry: Any) -> str | None:
+    if not isinstance(entry, Mapping):
+        return None
+    if all(entry.get(key) is None for key in (*_TEXT_KEYS, *_CALL_KEYS)):
+        return None
+    speaker = next((entry[key] for key in _SPEAKER_KEYS if entry.get(key) is not None), None)
+    return speaker.strip().casefold() if isinstance(speaker, str) else None
+
+
 def _transposed(value: Any) -> Any:
     """Turn {role: […], content: […]}, as `datasets` keeps a Sequence of objects, into a list."""
     if isinstance(value, Mapping) and value:
@@ -116,7 +136,7 @@ def _read_entry(entry: Any, where: str, columns: Columns) -> list[Message]:
 
 def _pair(message: Message) -> list[tuple[str, Message]]:
     """Return (speaker, message) of each text in a message that names no speaker by a key."""
-    flags = {key: message[key] for key in (*_TRAINED, *_LEFT_OUT) if key in message}
+    flags = {key: value for key, value in message.items() if key.casefold() in FLAGS}
     speakers = {key: _PAIRED.get(key.casefold()) for key in message if key not in flags}
     if not speakers or None in speakers.values():
         return []
@@ -143,8 +163,9 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
         )
     keys = _shown(message)
     content = _take_text(message, where, columns)
-    left_out = _leaves_out(message, where)
+    left_out = take_flags(message, where, speaks=role in ("assistant", CALLS))
     calls = _take_calls(message, where)
+    _refuse_media(message, where)
     if role == CALLS:
         calls += bare_calls(content, f"{where}.{CALLS}")
         content = ""
@@ -160,6 +181,11 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
             )
         parts = ""
     message |= extra | {"content": parts}
+    if calls and message["role"] != "assistant":
+        raise RowError(
+            f"{where} has tool calls and the role {role!r}; expected calls in an assistant's turn",
+            "tool calls",
+        )
     if calls:
         message["tool_calls"] = calls
     if left_out and message["role"] == "assistant":
@@ -192,28 +218,14 @@ def _take_calls(message: Message, where: str) -> list[Any]:
     return calls
 
 
-def _leaves_out(message: Message, where: str) -> bool:
-    """Take the flags of training out of a message; whether they leave the turn out."""
-    out = False
-    for name in (*_TRAINED, *_LEFT_OUT):
-        if name not in message:
-            continue
-        value = message.pop(name)
-        if not isinstance(value, int | float) or value not in (0, 1):
-            said = value if isinstance(value, int | float) else f"a {type(value).__name__}"
+def _refuse_media(message: Message, where: str) -> None:
+    for name, value in message.items():
+        if name.casefold() in (*IMAGES, *MEDIA) and value not in ("", [], {}):
             raise RowError(
-                f"{where}.{name} is {said}; expected 0 or 1: a turn is scored or left out, and "
-                "nothing in between can be honoured",
-                "weight",
+                f"{where}.{name} holds media beside the text; expected them as parts of the "
+                "content, or images in a column of the row",
+                "media",
             )
-        out |= bool(value) == (name in _LEFT_OUT)
-    for name in _IN_PARTS:
-        if message.pop(name, None):
-            raise RowError(
-                f"{where}.{name} trains parts of a turn; expected turns that are scored whole",
-                "weight",
-            )
-    return out
 
 
 def _append(messages: list[Message], message: Message) -> None:
@@ -242,11 +254,11 @@ def _content(content: Any, where: str) -> tuple[str | list[Any] | None, Message]
     said: Message = {}
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind == "text":
+        if kind in _TEXT_PARTS or _is_bare_text(part):
             parts.append({"text": _part_text(part, where), "type": "text"})
         elif found := image_part(part):
             parts.append(found)
-        elif kind == "reasoning":
+        elif kind in _REASONING_PARTS:
             said["reasoning_content"] = said.get("reasoning_content", "") + _part_text(part, where)
         elif kind in ("tool_call", "tool_calls"):
             value = next((part[n] for n in (kind, *_TEXT_KEYS) if part.get(n) is not None), None)
@@ -262,14 +274,23 @@ def _content(content: Any, where: str) -> tuple[str | list[Any] | None, Message]
     return (parts if has_image else "".join(part["text"] for part in parts)), said
 
 
+def _is_bare_text(part: Any) -> bool:
+    """Whether a part holds a text and nothing else, not even its type."""
+    if not isinstance(part, Mapping):
+        return False
+    return {key for key, value in part.items() if value is not None} == {"text"}
+
+
 def _part_text(part: Mapping[str, Any], where: str) -> str:
-    names = ("text", "value", "content")
+    names = ("text", "value", "content", *_REASONING_PARTS)
     text = next((part[name] for name in names if part.get(name) is not None), None)
+    if isinstance(text, list) and text and all(isinstance(inner, Mapping) for inner in text):
+        return "".join(_part_text(inner, where) for inner in text)  # Mistral's thinking
     if text is None:
         keys = _shown(str(key) for key, value in part.items() if value is not None)
         raise RowError(
             f"{where} has a part without text; its keys are {keys}, expected one of "
-            f"{', '.join(names)}",
+            f"{', '.join(names[:3])}",
             "absent text",
         )
     if not isinstance(text, str):

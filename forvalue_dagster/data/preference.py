@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from forvalue_dagster.data.canonical_json import parsed_or_none
 from forvalue_dagster.data.columns import Columns
-from forvalue_dagster.data.messages import Message, read_messages
+from forvalue_dagster.data.messages import Message, from_json_text, read_messages
 from forvalue_dagster.data.problems import RowError
 
 # Anthropic's form: a conversation as one text.
@@ -83,8 +82,7 @@ def read_answer(value: Any, column: str, columns: Columns) -> list[Message]:
         RowError: if it is neither.
     """
     if isinstance(value, str):
-        known = parsed_or_none(value) if value[:1] in ("[", "{") else None
-        if isinstance(known, list | dict) and _has_speaker(known):
+        if (known := from_json_text(value)) is not value:
             value = known
         elif value.lstrip().startswith("Human:") and "Assistant:" in value:
             return _spoken(value.strip())
@@ -95,11 +93,6 @@ def read_answer(value: Any, column: str, columns: Columns) -> list[Message]:
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
         return [{"role": "assistant", "content": text} for text in value]
     return read_messages(value, column, columns)
-
-
-def _has_speaker(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, Mapping) and not {"role", "from"}.isdisjoint(first)
 
 
 def _spoken(text: str) -> list[Message]:

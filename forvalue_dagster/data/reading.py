@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from forvalue_dagster.data.columns import IMAGES, Columns
 from forvalue_dagster.data.file_form import FileForm
-from forvalue_dagster.data.forms import SUSPICIOUS
+from forvalue_dagster.data.forms import is_like_conversation
 from forvalue_dagster.data.problems import Kind, RowError
 from forvalue_dagster.data.rows import CanonicalRow
+
+# Keys of a message that no template is known to render. In a text, quotes are escaped.
+_IN_MESSAGES = frozenset(
+    (
+        *("context", "input", "output", "instruction", "question", "answer", "history", "system"),
+        *("tools", "functions", "documents", "chosen", "rejected", "label", "score", "response"),
+        *("segments", "parts", "refusal", "prompt"),
+    )
+)
+_KEY = re.compile(rf'[{{,]"(?:{"|".join(sorted(_IN_MESSAGES))})":')
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ def row_reading(
         sources: the rows as the file has them; None for one that could not be parsed.
         rows: what became of each.
     """
+    like_conversation = cache(is_like_conversation)
     used: dict[str, str] = {}
     names: dict[str, None] = {}
     said_otherwise: set[str] = set()
@@ -57,7 +70,10 @@ def row_reading(
         own |= _beside(source, form.columns)
         used |= own
         said = "" if isinstance(row, RowError) else row.messages
-        others = (name for name in source if name not in own and name.casefold() in SUSPICIOUS)
+        inside = _keys_like_conversation(said)
+        names |= dict.fromkeys(inside)
+        said_otherwise.update(inside)
+        others = (name for name in source if name not in own and like_conversation(name))
         told = [text for name in own if isinstance(text := source.get(name), str)]
         said_otherwise.update(n for n in others if not _repeats(said, told, source[n]))
     unused = tuple(name for name in names if name not in used)
@@ -78,14 +94,25 @@ def _beside(source: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     return group | dict.fromkeys(shown[:1], "images")
 
 
+def _keys_like_conversation(messages: str) -> list[str]:
+    """Return the keys of messages that are named like a part of the conversation, as columns."""
+    if not _KEY.search(messages):
+        return []
+    found = [key for message in json.loads(messages) for key in message if key in _IN_MESSAGES]
+    return [f"messages[].{key}" for key in dict.fromkeys(found)]
+
+
 def _repeats(messages: str, told: Sequence[str], value: Any) -> bool:
     """Whether a column says nothing new: many files have a prompt, or the whole text, once more."""
     if value is None or value in ("", [], {}):
         return True
     if not isinstance(value, str):
         return False
-    inside = json.dumps(value, ensure_ascii=False)[1:-1] in messages
-    return inside or (bool(told) and all(text in value for text in told))
+    quoted = json.dumps(value, ensure_ascii=False)
+    # What is short stands in many texts by chance.
+    inside = len(value) >= 20 and quoted[1:-1] in messages
+    whole = f":{quoted}" in messages
+    return inside or whole or (bool(told) and all(text in value for text in told))
 
 
 def readings_together(readings: Iterable[RowReading]) -> RowReading:

@@ -17,12 +17,12 @@ from typing import Any
 from forvalue_dagster.data.canonical_json import content_hash, in_file_order, messages_text
 from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.file_form import FileForm
-from forvalue_dagster.data.forms import Form
+from forvalue_dagster.data.forms import Form, is_one_of_several
 from forvalue_dagster.data.image_parts import image_columns, is_image, with_images
 from forvalue_dagster.data.images import ImageFolder, ImageReferenceError
 from forvalue_dagster.data.media import refuse_media_columns, refuse_media_tags
 from forvalue_dagster.data.messages import Message as Message
-from forvalue_dagster.data.messages import read_history, read_messages
+from forvalue_dagster.data.messages import from_json_text, read_history, read_messages
 from forvalue_dagster.data.preference import (
     answer_start,
     read_answer,
@@ -121,6 +121,8 @@ def _conversation(
         turns = _prompt(source, form.prompt, columns)
     start = None
     if form.chosen is not None:
+        if columns.chosen is None:
+            _refuse_name_of_column(source, form)
         turns, start = with_chosen(turns, source[form.chosen], form.chosen, columns)
     elif form.response is not None:
         start = len(turns)
@@ -168,6 +170,8 @@ def _prompt(source: Mapping[str, Any], names: tuple[str, ...], columns: Columns)
     first = source[names[0]]
     if isinstance(first, Mapping) and first.get("messages"):  # OpenAI's preference data
         first = first["messages"]
+    if len(values) == 1 and (known := from_json_text(first)) is not first:
+        first = [known] if isinstance(known, Mapping) else known
     if len(values) == 1 and isinstance(first, list | tuple):
         return read_messages(first, names[0], columns)
     texts = dict.fromkeys(_text(value, name) for name, value in values.items())
@@ -188,6 +192,7 @@ def _text(value: Any, column: str) -> str:
 
 def _response(value: Any, column: str, columns: Columns) -> list[Message]:
     """Read a response: text, messages, or answers as SQuAD keeps them."""
+    value = from_json_text(value)
     if isinstance(value, Mapping) and "text" in value and {"role", "from"}.isdisjoint(value):
         value = value["text"]
     if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
@@ -217,6 +222,19 @@ def _plain_text(value: Any, column: str, marker: str | None) -> list[Message]:
         {"role": "user", "content": prompt + found, "rendered": True},
         {"role": "assistant", "content": response, "rendered": True},
     ]
+
+
+def _refuse_name_of_column(source: Mapping[str, Any], form: Form) -> None:
+    """Refuse a row whose `chosen` says which of several answers is meant: "a", "response_a"."""
+    said = source[form.chosen or ""]
+    others = (name for name in source if name not in form.used and is_one_of_several(name))
+    for name in others:
+        if isinstance(said, str) and said and name.casefold().endswith(said.casefold()):
+            raise RowError(
+                f"column {form.chosen!r} names another column ({name!r}) and holds no answer; "
+                "expected the answer itself. Write it there, or name the columns",
+                "preference",
+            )
 
 
 def _unscored(message: Message) -> Message:

@@ -12,6 +12,8 @@ from typing import Any
 from forvalue_dagster.data.canonical_json import parsed, parsed_or_none, without_nulls
 from forvalue_dagster.data.problems import RowError
 
+_ARGUMENTS = ("parameters", "args", "input")
+
 
 def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Read a message's `tool_calls`.
@@ -23,14 +25,16 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
     Raises:
         RowError: if it is nothing of the kind.
     """
-    if isinstance(value, str):
+    is_text = isinstance(value, str)
+    if is_text:
         value = parsed_or_none(value) if value.strip() else []
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list | tuple):
         raise RowError(f"{where} holds no calls; expected a list of objects", "tool calls")
     calls = []
     for entry in entries:
-        call = without_nulls(parsed_or_none(entry) if isinstance(entry, str) else entry)
+        text = is_text or isinstance(entry, str)
+        call = _without_nulls(parsed_or_none(entry) if isinstance(entry, str) else entry, text)
         if not isinstance(call, dict) or not (call.get("name") or call.get("function")):
             raise RowError(
                 f"{where} has a call without a function's name; expected objects with name and "
@@ -39,6 +43,16 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
             )
         calls.append(_with_arguments(call))
     return calls
+
+
+def _without_nulls(call: Any, is_text: bool) -> Any:
+    """Take nulls out of a call; in the arguments of one that is JSON text they are meant."""
+    if not (is_text and isinstance(call, Mapping)):
+        return without_nulls(call)
+    function = call.get("function")
+    inner = {"function": _without_nulls(function, True)} if isinstance(function, Mapping) else {}
+    meant = {n: call[n] for n in ("arguments", *_ARGUMENTS) if call.get(n) is not None}
+    return {**without_nulls(call), **inner, **meant}
 
 
 def bare_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -53,6 +67,9 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, dict):
         return call | {"function": _with_arguments(function)}
+    if "arguments" not in call:  # other programs' names for them
+        other = next((name for name in _ARGUMENTS if isinstance(call.get(name), dict | str)), None)
+        call = {"arguments" if name == other else name: value for name, value in call.items()}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         known = parsed_or_none(arguments) if arguments.strip() else {}
@@ -71,7 +88,8 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
     Raises:
         RowError: if it is nothing of the kind.
     """
-    if isinstance(value, str):
+    is_text = isinstance(value, str)
+    if is_text:
         value = parsed(value, column) if value.strip() else None
     if not value:
         return None
@@ -85,7 +103,9 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
         )
     # Some files keep each definition as JSON text, because their schemas differ.
     return [
-        known if isinstance(known := parsed_or_none(entry), dict) else without_nulls(entry)
+        known
+        if isinstance(known := entry if is_text else parsed_or_none(entry), dict)
+        else without_nulls(entry)
         for entry in entries
         if entry is not None
     ]

@@ -150,6 +150,16 @@ def test_other_arrow_tables(make: Callable[[pa.Table], Any]) -> None:
     assert read_rows(make(pl.DataFrame(ROWS).to_arrow()))["sample_id"].to_list() == EXPECTED
 
 
+def test_pandas_columns_of_one_name() -> None:
+    import pandas as pd
+
+    rows = pd.DataFrame([["a?", "b", "c"]], columns=["prompt", "response", "response"])
+    with pytest.raises(
+        DataFileError, match=r"has columns \['response'\] twice; expected each once"
+    ):
+        read_rows(rows)
+
+
 def test_pandas_columns_of_several_types_and_absent_values() -> None:
     import pandas as pd
 
@@ -161,6 +171,16 @@ def test_pandas_columns_of_several_types_and_absent_values() -> None:
     lines = [json.loads(line) for line in source_lines(read)]
     assert lines[0] == {"prompt": "a?", "response": "c", "n": 1, "score": 0.5}
     assert lines[1] == {"prompt": "b?", "response": None, "n": "x", "score": None}
+
+
+def test_a_dataset_is_what_its_own_format_makes_of_it() -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a?", "response": "c", "system": "S"}])
+    shouted = rows.with_transform(lambda batch: {k: [v[0].upper()] for k, v in batch.items()})
+    assert read_rows(shouted)["messages"].str.contains('"content":"C"').all()
+    some = rows.with_format("numpy", columns=["prompt", "response"])
+    assert read_rows(some)["sample_id"].equals(
+        read_rows([{"prompt": "a?", "response": "c"}])["sample_id"]
+    )
 
 
 @pytest.mark.parametrize(

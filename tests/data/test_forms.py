@@ -188,6 +188,31 @@ def test_what_was_used_and_what_was_not_is_said() -> None:
     assert reading.suspicious == ()
 
 
+def test_names_of_every_spelling_and_keys_of_messages_are_told() -> None:
+    names = ("systemPrompt", "chat-history", "Response_B", "answer2", "kto tag", "loss_mask")
+    _, reading = readings([{"messages": CHAT, **dict.fromkeys(names, "x"), "prompt_id": "x"}])
+    assert reading.suspicious == names
+    _, reading = readings([{"messages": [CHAT[0] | {"context": "At 9."}, *CHAT[1:]]}])
+    assert reading.unused == reading.suspicious == ("messages[].context",)
+    # In a text the same letters are no key; a short word stands in many texts by chance.
+    said = {"role": "user", "content": '{"context":1}'}
+    _, reading = readings([{"messages": [said, *CHAT[1:]], "context": "o"}])
+    assert reading.suspicious == ("context",)
+
+
+def test_messages_that_are_kept_as_text_are_messages() -> None:
+    asked = [{"from": "system", "value": "S"}, {"from": "human", "value": "Hi"}]
+    answer = {"role": "assistant", "content": "Yo"}
+    told_as = "system: S · user: Hi · assistant: Yo"
+    for response in ("Yo", json.dumps(answer), json.dumps([answer])):
+        known, _ = readings([{"prompt": json.dumps(asked), "completion": response}])
+        assert known == [told_as]
+    # Other JSON is what it says.
+    for text in ('[{"role": "cook", "content": "x"}]', '{"role": "user"}', "[]", "[1]"):
+        known, _ = readings([{"prompt": text, "completion": text}])
+        assert known == [f"user: {text} · assistant: {text}"]
+
+
 def test_marks_named_like_a_conversation_are_none() -> None:
     row = {"prompt": "a", "response": "b", "system": 3, "history": 1, "chosen": False}
     known, reading = readings([row | {"rejected": True}])
@@ -209,6 +234,8 @@ def test_a_label_counts_if_it_is_true_or_false() -> None:
     known, reading = readings([row | {"label": "false"}, row | {"label": "unknown"}])
     assert known == [plain, plain]
     assert reading.suspicious == ("label",)
+    for name in ("kto_tag", "desirable"):  # LLaMA-Factory's own name for it
+        assert readings([row | {name: False}])[0] == [bad]
     known, _ = readings([row | {"good": "False"}, row | {"good": "true"}], label="good")
     assert known == [bad, plain]
     good = canonical_row(row | {"label": True}, Columns())

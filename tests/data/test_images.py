@@ -171,10 +171,13 @@ def test_a_missing_image_is_kept_as_missing(folder: Path, form: str) -> None:
         "link/secret.png",
         "",
         "a\0b",
+        "loop",
+        "a" * 5000,
     ],
 )
 def test_nothing_outside_of_the_folder_is_read(folder: Path, reference: str) -> None:
     (folder / "link").symlink_to(folder.parent)
+    (folder / "loop").symlink_to("loop")
     row = {"prompt": "What?", "response": "a cat", "image": reference}
     with pytest.raises(DataFileError, match=r"row 0 \(line 1\): an image"):
         read(folder, row)

@@ -85,12 +85,28 @@ def test_two_texts_of_one_message_must_agree() -> None:
 def test_parts_of_every_spelling() -> None:
     parts = [{"type": "text", key: "x"} for key in ("text", "value", "content")]
     assert read([USER | {"content": parts}])[0]["content"] == "xxx"
-    said = [{"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "So."}]
-    assert read([USER, {"role": "assistant", "content": said}])[1] == {
-        "role": "assistant",
-        "content": "So.",
-        "reasoning_content": "Hm.",
-    }
+    # OpenAI's responses, and a part that does not say what it is.
+    parts = [{"type": "input_text", "text": "x"}, {"type": None, "text": "y", "image": None}]
+    assert read([USER | {"content": parts}])[0]["content"] == "xy"
+    answer = {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
+    hm: Any
+    for hm in (
+        {"type": "reasoning", "value": "Hm."},
+        {"type": "thinking", "thinking": "Hm."},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+    ):
+        said = [hm, {"type": "output_text", "text": "So."}]
+        assert read([USER, {"role": "assistant", "content": said}])[1] == answer
+    with pytest.raises(RowError, match="a part of type None; expected text and image"):
+        read([USER | {"content": [{"text": "x", "tag": "y"}]}])
+
+
+def test_media_beside_a_text_are_not_passed_over() -> None:
+    for name in ("images", "image", "audio", "Video"):
+        with pytest.raises(RowError, match=rf"messages\[0\]\.{name} holds media beside") as caught:
+            read([USER | {name: ["a.png"]}])
+        assert caught.value.kind == "media"
+    assert read([USER | {"images": []}])[0]["content"] == USER["content"]
 
 
 def test_reasoning_is_kept() -> None:
@@ -102,6 +118,8 @@ def test_reasoning_is_kept() -> None:
 OUT = [
     *({name: 0} for name in ("weight", "loss_weight", "loss_mask", "loss_scale")),
     *({name: False} for name in ("train", "training", "trainable", "loss")),
+    *({name: False} for name in ("Train", "learn", "is_trainable", "include_in_loss")),
+    *({name: True} for name in ("no_loss", "skip_loss", "exclude_from_training")),
     *({"masked": True}, {"masked": 1}, {"weight": 0.0}, {"train": False, "weight": 1}),
 ]
 
@@ -130,6 +148,12 @@ def test_weights_that_cannot_be_honoured(weight: Any) -> None:
     with pytest.raises(RowError, match=r"messages\[1\]\.weight is .*; expected 0 or 1") as caught:
         read([USER, {"role": "assistant", "content": "a", "weight": weight}])
     assert caught.value.kind == "weight"
+    # Of others it is not known which way round they are meant.
+    for flag in ({"mask": 1}, {"mask": False}, {"loss_factor": 0.0}, {"token_weights": [0, 1]}):
+        with pytest.raises(RowError, match="may say that the turn is trained, or") as caught:
+            read([USER, {"role": "assistant", "content": "a", **flag}])
+        assert caught.value.kind == "weight"
+        assert read([USER | flag, {"role": "assistant", "content": "a"}])
     with pytest.raises(RowError, match="trains parts of a turn"):
         read([USER, {"role": "assistant", "content": "a", "train_detail": [{"train": False}]}])
 
@@ -144,6 +168,8 @@ def test_weights_that_cannot_be_honoured(weight: Any) -> None:
         {"content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}},
         {"function_call": {"name": "add", "arguments": {"a": 1, "b": None}}, "tool_calls": []},
         {"content": [{"type": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}]},
+        {"function_call": {"name": "add", "parameters": {"a": 1}}},
+        {"tool_calls": [{"type": "function", "function": {"name": "add", "args": '{"a": 1}'}}]},
     ],
 )
 def test_a_call_has_one_form(answer: dict[str, Any]) -> None:
@@ -171,10 +197,30 @@ def test_turns_that_are_calls(speaker: str) -> None:
     assert caught.value.kind == "tool calls"
 
 
+def test_only_the_assistant_calls() -> None:
+    with pytest.raises(RowError, match="has tool calls and the role 'user'; expected calls in an"):
+        read([USER | {"tool_calls": [call("add", {"a": 1})]}])
+    assert read([USER | {"tool_calls": []}]) == [USER]
+
+
 def test_arguments_that_are_no_object_stay_text() -> None:
     for text in ("add 1", "[1]", "3"):
         message = {"role": "assistant", "tool_calls": [call("add", text)]}
         assert read([USER, message])[1]["tool_calls"] == [call("add", text)]
+
+
+def test_nulls_in_the_arguments_of_a_call_that_is_text_are_meant() -> None:
+    arguments = {"a": None, "b": {"c": None}}
+    text = json.dumps({"name": "add", "arguments": arguments, "id": None})
+    for turn in (
+        {"from": "function_call", "value": text},
+        {"role": "assistant", "tool_calls": f"[{json.dumps(call('add', arguments))}]"},
+        {"role": "assistant", "tool_calls": [call("add", json.dumps(arguments))]},
+    ):
+        assert read([USER, turn])[1]["tool_calls"] == [call("add", arguments)]
+    # Of an object, a table may have put them there.
+    (found,) = read([{"role": "assistant", "tool_calls": [call("add", arguments)]}])
+    assert found["tool_calls"] == [call("add", {"b": {}})]
 
 
 def test_tools_have_one_form() -> None:
@@ -237,6 +283,10 @@ def test_nulls_of_a_table_are_no_content(tmp_path: Any) -> None:
 def test_nulls_in_json_text_are_meant() -> None:
     messages = [USER, {"role": "assistant", "tool_calls": [call("f", '{"a": null}')]}]
     assert read(messages)[1]["tool_calls"] == [call("f", {"a": None})]
+    tools = [{"name": "f", "parameters": {"default": None}}]
+    for text in (json.dumps(tools), [json.dumps(tools[0])]):
+        row = canonical_row({"messages": [USER, *messages[1:]], "tools": text}, Columns())
+        assert json.loads(row.tools or "") == tools
 
 
 def test_a_problem_names_a_role_and_no_text() -> None:

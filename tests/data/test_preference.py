@@ -96,6 +96,10 @@ def test_named_columns() -> None:
             {"prompt": "3+3?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
             "does not hold the row's prompt",
         ),
+        (
+            {"prompt": "a", "response_a": "4", "response_b": "5", "chosen": "B"},
+            r"column 'chosen' names another column \('response_b'\)",
+        ),
         ({"prompt": "a", "chosen": "4", "rejected": [1]}, r"rejected\[0\] is a int"),
     ],
 )

@@ -137,3 +137,53 @@ def test_the_command(tmp_path: Path, model: Path) -> None:
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "absent.jsonl does not exist" in failed.stderr
+
+
+ENTRY = {
+    "file_name": "rows.json",
+    "formatting": "sharegpt",
+    "columns": {"messages": "chat"},
+    "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "you"},
+}
+
+
+def test_the_command_takes_names_of_columns(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from forvalue_dagster.preview import main
+
+    turns = [{"who": "me", "says": "1+1?"}, {"who": "you", "says": "Two"}]
+    row = {"chat": turns, "task": "Add.", "sum": "Three"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": ENTRY, "other": {"file_name": "x.json"}}))
+    command = [str(tmp_path / "rows.jsonl"), "--model", str(model), "--columns"]
+
+    def said(*columns: str) -> str:
+        status = main([*command, *columns])
+        out, err = capsys.readouterr()
+        assert status == (1 if err.strip() and not out else 0)
+        return out or err
+
+    assert "[[Two<|im_end|>]]" in said(json.dumps(ENTRY))
+    assert "[[Two<|im_end|>]]" in said(str(info), "--dataset", "mine")
+    assert "[[Three<|im_end|>]]" in said('{"prompt": "task", "response": "sum"}')
+    assert "holds the datasets mine, other; expected --dataset" in said(str(info))
+    assert "'yours'; expected one of mine, other" in said(str(info), "--dataset", "yours")
+    assert "names ['answer'], which are unknown; expected chosen, " in said('{"answer": "sum"}')
+    assert "expected a JSON object, or a file of one" in said("{")
+    assert "go together" in said('{"response": "sum"}')
+
+
+def test_the_function_and_the_command_have_one_name() -> None:
+    """An imported submodule takes the place of the package's attribute of its name."""
+    code = (
+        "import forvalue_dagster as fv; before = fv.preview\n"
+        "import forvalue_dagster.preview as command\n"
+        "from forvalue_dagster.engine.preview import preview\n"
+        "assert before is preview and callable(fv.preview) and callable(command.main)\n"
+        "try: fv.preview([], rows=0)\n"
+        "except ValueError as error: assert 'at least 1' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

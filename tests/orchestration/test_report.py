@@ -6,7 +6,11 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import polars as pl
+import pytest
+
 import forvalue_dagster as fv
+from forvalue_dagster.orchestration.display.plots import as_svg, histogram_figure, interval_figure
 from tests.orchestration.conftest import Project
 
 
@@ -94,3 +98,17 @@ def test_a_name_cannot_write_into_the_page(project: Project) -> None:
     page, _ = report(project)
     assert hostile not in page
     assert "script" not in Page(page).tags
+
+
+# matplotlib only warns if there is no room left for what is drawn.
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_are_drawn_as_they_are_and_leave_room() -> None:
+    names = ["price_$1_$2", r"$\foo$", "a[1]{b}*", "x" * 100 + "y" * 100, "a" * 40]
+    intervals = dict.fromkeys(names, (0.0, 0.1, 0.2))
+    figure = interval_figure(intervals, title="$" * 200, unit="$u$", limit=0.15)
+    drawn = Page(as_svg(figure))
+    for name in (*names[:3], names[4], f"{'x' * 20}…{'y' * 19}", "$u$"):
+        assert name in drawn.shown
+    hostile = {name: pl.Series([1.0, 2.0]) for name in names[:4]}
+    page = as_svg(histogram_figure(hostile, title=names[1], unit="u", marks={names[3]: 1.5}))
+    assert Page(page).shown.count(f"{'x' * 20}…{'y' * 19}") == 2

@@ -45,6 +45,17 @@ def test_new_unchanged_edited_and_deleted_shards(project: Project) -> None:
     assert not first.run_requests
     assert isinstance(tick(project, first.cursor), dg.SkipReason)
 
+    # What lies there and is read by nobody is named, each file with its reason.
+    others = {"good.csv": "good.jsonl is the shard 'good' already", "notes.xlsx": "save it as CSV"}
+    for name in others:
+        (project.folder / "train" / name).write_text("prompt,response\n1,2\n")
+    skipped = tick(project, first.cursor)
+    assert isinstance(skipped, dg.SkipReason)
+    for name, reason in others.items():
+        assert f"{name}: " in skipped.skip_message
+        assert reason in skipped.skip_message
+        (project.folder / "train" / name).unlink()
+
     project.write("train/good.jsonl", project.rows(3, project.likely, seed=9))
     second = tick(project, first.cursor)
     assert set(reported(second)) == {"good"}

@@ -80,10 +80,10 @@ def histogram_figure(
             bins=30,
             stacked=True,
             color=_COLOURS[: len(values)],
-            label=list(values),
+            label=[_short(name) for name in values],
         )
     for name, position in (marks or {}).items():
-        axes.axvline(position, color=_INK, linestyle="--", linewidth=1, label=name)
+        axes.axvline(position, color=_INK, linestyle="--", linewidth=1, label=_short(name))
     axes.set_xlabel(unit, color=_INK)
     axes.set_ylabel("rows", color=_INK)
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -109,7 +109,7 @@ def interval_figure(
         axes.plot([lower, upper], [line, line], color=colour, linewidth=2)
         axes.plot([estimate], [line], "o", color=colour, markersize=5)
     axes.axvline(limit, color=_INK, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(intervals)), list(reversed(list(intervals))))
+    axes.set_yticks(range(len(intervals)), [_short(name) for name in reversed(list(intervals))])
     axes.set_xlim(left=0)
     axes.set_xlabel(unit, color=_INK)
     return figure
@@ -138,6 +138,12 @@ def _names_as_they_are(figure: Figure) -> Iterator[None]:
         yield
 
 
+def _short(name: str, length: int = 40) -> str:
+    """Shorten a name in its middle: a long one would leave no room for what is drawn."""
+    kept = length // 2
+    return name if len(name) <= length else f"{name[:kept]}…{name[1 - kept :]}"
+
+
 def _axes(title: str, height: float) -> tuple[Figure, Axes]:
     # The object interface: pyplot keeps every figure of a long-lived process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -146,7 +152,7 @@ def _axes(title: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title, color=_INK, fontsize=10, loc="left")
+    axes.set_title(_short(title, 70), color=_INK, fontsize=10, loc="left")
     axes.tick_params(colors=_INK)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
