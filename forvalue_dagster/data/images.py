@@ -28,6 +28,10 @@ class ImageReferenceError(ValueError):
     """A row names an image in a way that is not followed; the message says why."""
 
 
+# Longer ones no file system or object store takes.
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
+
+
 class PictureError(ValueError):
     """The bytes hold no usable picture.
 
@@ -64,6 +68,12 @@ class ImageFolder:
             raise ImageReferenceError(
                 f"an image is named by a path or URI outside of {self.uri}; expected one inside "
                 "it, relative to it. Copy the image there, or set the image root"
+            )
+        name = max((len(part.encode("utf-8", "surrogatepass")) for part in parts), default=0)
+        if name > _LONGEST_NAME or len(path) > _LONGEST_PATH:
+            raise ImageReferenceError(
+                f"an image's path has {len(path)} characters; expected at most {_LONGEST_PATH}, "
+                f"and {_LONGEST_NAME} bytes in each of its names"
             )
         return self.read(str(PurePosixPath(path)))
 
