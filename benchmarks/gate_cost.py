@@ -8,7 +8,7 @@ the sensor does. The seals of a feature table, of a profile and of the scores ar
 re-valuation that reads and writes them, on the table of `benchmarks.revaluation`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 import tempfile
 import time
@@ -149,13 +149,13 @@ def listings(folder: Path) -> dict[str, float]:
 def seals(folder: Path, data: Path, rows: int) -> dict[str, float]:
     """Seconds of a re-valuation, with its reading and writing, and of the seals in it."""
     loaded, options = load_model(fv.ModelConfig()), ValuationOptions(window_rows=WINDOW)
-    source = fv.read_rows(need(data / "gsm8k" / "train.jsonl")).head(60)
+    source = fv.read_rows(need(data / "gsm8k" / "train.jsonl")).head(24)
     real = pl.concat(feature_parts(loaded, source, options))
     real = real.filter(pl.col("response_tokens") >= TOKENS).with_columns(
         pl.col(name).bin.slice(0, size * TOKENS) for name, size in BYTES_OF.items()
     )
     real = real.with_columns(response_tokens=pl.lit(TOKENS, pl.Int64))
-    validation = fv.read_rows(need(data / "gsm8k" / "test.jsonl")).head(32)
+    validation = fv.read_rows(need(data / "gsm8k" / "test.jsonl")).head(8)
     profile, _ = build_profile(loaded, validation, options)
     table, stored, scores = (UPath(folder / name) for name in ("features", "profile", "scores"))
     parts = StoredParts(UPath(folder / "parts"))
