@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from forvalue_dagster.data.files import DataFileError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,10 +86,18 @@ def local_images(folder: Path) -> ImageFolder:
     root = folder.resolve()
 
     def read(path: str) -> bytes | None:
-        file = root / path
-        if not file.resolve().is_relative_to(root):
+        # Of a link that leads to itself this returns the link, which is no file.
+        file = Path(os.path.realpath(root / path))
+        if not file.is_relative_to(root):
             raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
-        return file.read_bytes() if file.is_file() else None
+        try:
+            return file.read_bytes() if file.is_file() else None
+        except OSError as error:
+            # Without its own text, which holds the path that the row gives.
+            raise DataFileError(
+                f"an image in {folder} cannot be read: {error.strerror}. Mend the "
+                "file or its rights"
+            ) from None
 
     return ImageFolder(root.as_posix(), read)
 

@@ -171,6 +171,8 @@ def test_a_missing_image_is_kept_as_missing(folder: Path, form: str) -> None:
         "link/secret.png",
         "",
         "a\0b",
+        "n" * 300,  # longer than names are
+        "n/" * 600 + "x",
     ],
 )
 def test_nothing_outside_of_the_folder_is_read(folder: Path, reference: str) -> None:
@@ -181,6 +183,12 @@ def test_nothing_outside_of_the_folder_is_read(folder: Path, reference: str) -> 
     rows = read(folder, row, on_bad_row="skip")
     assert rows["problem"].null_count() == 0
     assert rows["images"].to_list() == [None]
+
+
+def test_a_link_that_leads_to_itself_is_a_missing_image(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    row = {"prompt": "What?", "response": "a cat", "image": "loop"}
+    assert read(folder, row)["images"].to_list() == [[None]]
 
 
 def test_a_uri_inside_the_folder_is_followed(folder: Path) -> None:
