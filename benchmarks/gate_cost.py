@@ -111,7 +111,7 @@ def multiply(instance: dg.DagsterInstance, shards: int) -> None:
 
 
 def gate(folder: Path) -> list[float]:
-    """Seconds of three calls in one step: the first loads what the others find loaded."""
+    """Seconds of three calls in one step."""
     spent = []
 
     @dg.asset(deps=[DATASET])
