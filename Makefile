@@ -85,6 +85,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.vision_passes
 	$(BIN)/python -m benchmarks.vision_tasks
 	$(BIN)/python -m benchmarks.many_shards
+	$(BIN)/python -m benchmarks.gate_cost
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.adoption
 	$(BIN)/python -m pip install --quiet -c constraints.txt deltalake pylance

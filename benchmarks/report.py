@@ -10,7 +10,13 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, medians
 from benchmarks.rendering import result, table
 from benchmarks.report_accelerator import accelerator, large_vocabularies, slow_device
-from benchmarks.report_operations import adoption, feature_store, many_shards, step_overhead
+from benchmarks.report_operations import (
+    adoption,
+    feature_store,
+    gate_cost,
+    many_shards,
+    step_overhead,
+)
 from benchmarks.report_vision import vision_passes, vision_tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -385,6 +391,7 @@ def main() -> None:
         "vision_passes": vision_passes,
         "vision_tasks": vision_tasks,
         "many_shards": many_shards,
+        "gate_cost": gate_cost,
         "step_overhead": step_overhead,
         "feature_store": feature_store,
         "adoption": adoption,

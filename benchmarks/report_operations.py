@@ -28,6 +28,24 @@ automation ask for, at most 100 shards each, in one process a part; "all" is eve
 """
 
 
+def gate_cost() -> str:
+    measured = result("gate_cost")
+    seals, listed = measured["seals of a re-valuation"], measured["seconds to list files"]
+    spent = measured["seconds of the gate"]
+    rows = [(f"{int(files):,}", f"{seconds:.2f} s") for files, seconds in listed.items()]
+    return f"""## What the gate costs
+
+`python -m benchmarks.gate_cost`: `require_certified` in front of a dataset of {measured["shards"]:,} shards takes
+**{min(spent):.2f} to {max(spent):.2f} s** ({len(spent)} calls, on a machine with other work). Seals: a re-valuation of
+{seals["rows"]:,} rows ({seals["megabytes"]:,} MB of features) takes {seals["re-valuation, seconds"]:.1f} s, of which
+the digests of all that is read and written take {seals["seals, seconds"]:.2f} s, **{seals["share"]:.1%}** with one thread; more threads make the
+re-valuation faster, and not the digests. A look at a
+folder of shards:
+
+{table(("files", "listing"), rows)}
+"""
+
+
 def step_overhead() -> str:
     measured = result("step_overhead")
     turns = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pickle
 from pathlib import Path
@@ -89,6 +90,82 @@ def test_secrets_are_shown_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     told += [str(resource) for resource in definitions.resources.values()]
     assert told
     assert not [text for text in told if "the key itself" in text]
+
+
+MARK = "hushhush"  # in every place of a row: wherever it is shown, text would be
+CHAT = [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]
+BAD_ROWS: dict[str, Any] = {
+    "a line that is no JSON": f'{{"prompt": "{MARK}',
+    "another kind of line": f'"{MARK}"',
+    "keys": {f"{MARK} is what I said": MARK},
+    "a role": {"messages": [{"role": MARK, "content": "a"}]},
+    "a role that is an object": {"messages": [{"role": {MARK: MARK}, "content": "a"}]},
+    "keys of a message": {"messages": [{"role": "user", MARK: MARK}]},
+    "the type of a part": {"messages": [{"role": "user", "content": [{"type": MARK}]}]},
+    "messages in text": {"messages": f"{MARK}: hello"},
+    "a call": {"messages": [*CHAT[:1], {"role": "assistant", "tool_calls": MARK}]},
+    "tools": {"messages": CHAT, "tools": MARK},
+    "a weight": {"messages": [*CHAT[:1], {**CHAT[1], "weight": MARK}]},
+    "an image elsewhere": {"prompt": MARK, "response": MARK, "images": [f"/home/{MARK}.png"]},
+    "an image with a password": {"prompt": "a", "response": "b", "images": [f"s3://u:{MARK}@b/c"]},
+    "a very long reference": {"prompt": "a", "response": "b", "images": [MARK * 9999]},
+    "a damaged image": {
+        "prompt": "a",
+        "response": "b",
+        "images": [f"data:image/png;base64,{MARK}!"],
+    },
+}
+GOOD_ROW = {
+    "messages": [{"role": "system", "content": MARK}, *CHAT],
+    "tools": [{"type": "function", "function": {"name": MARK, "parameters": {MARK: MARK}}}],
+    "note": MARK,
+    f"{MARK} is what I said": MARK,
+}
+
+
+def told_of(folder: Path, shards: dict[str, list[Any]], *suites: str, **options: Any) -> str:
+    """Read rows and check them on a real instance; return all that it, and the pages, say."""
+    (folder / "train").mkdir(parents=True)
+    for shard, rows in shards.items():
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (folder / "train" / f"{shard}.jsonl").write_text("\n".join(lines) + "\n")
+    definitions = fv.valuation_definitions(
+        training_rows=fv.RowSource(path=str(folder / "train"), **options),
+        validation_rows=fv.RowSource(path=str(folder / "train")),
+        storage=fv.Storage(base_dir=str(folder / "storage")),
+        suites=suites,
+    )
+    names = list(shards)
+    tags = dict(zip(("start", "end"), (names[0], names[-1]), strict=True))
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("forvalue_shards", names)
+        job = definitions.resolve_implicit_global_asset_job_def()
+        raw = job.get_subset(asset_selection={dg.AssetKey("raw_finetuning_data")})
+        result = raw.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            tags={f"dagster/asset_partition_range_{end}": name for end, name in tags.items()},
+        )
+        events = [entry.to_json() for entry in instance.all_logs(result.run_id)]
+    return "\n".join([*events, *(page.read_text() for page in folder.rglob("*.html"))])
+
+
+def test_no_text_of_a_row_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    suite = tmp_path / "suite.json"
+    asked = {"type": "expect_column_most_common_value_to_be_in_set"}
+    asked |= {"kwargs": {"column": "note", "value_set": ["a"]}, "meta": {}}
+    suite.write_text(json.dumps({"name": "own", "expectations": [asked]}))
+    every = {"all": [GOOD_ROW, *BAD_ROWS.values()]}
+    skipped = told_of(tmp_path / "skip", every, str(suite), on_bad_row="skip")
+    assert "1 failed" not in skipped  # not one row took the shard with it
+    assert "most_common" in skipped
+    one_each = {place: [row] for place, row in BAD_ROWS.items()}
+    refused = told_of(tmp_path / "raise", one_each)
+    assert f"{len(one_each)} failed" in refused
+    for told in (skipped, refused, *capfd.readouterr(), *(str(w.message) for w in recwarn)):
+        assert MARK not in told, told[max(0, told.index(MARK) - 300) :][:600]
 
 
 def test_an_address_is_shown_without_its_password() -> None:

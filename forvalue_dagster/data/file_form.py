@@ -21,7 +21,7 @@ from forvalue_dagster.data.columns import (
     Columns,
 )
 from forvalue_dagster.data.forms import Form, find_form, needed_columns
-from forvalue_dagster.data.problems import RowError
+from forvalue_dagster.data.problems import RowError, plain_names
 
 _BESIDE = (*SYSTEM, *HISTORY, *TOOLS, *CHOSEN, *REJECTED, *LABEL)
 
@@ -96,7 +96,7 @@ class FileForm:
         """
         if self.missing:
             raise RowError(
-                f"column {self.missing[0]!r} is missing; the row has {sorted(row)}",
+                f"column {self.missing[0]!r} is missing; the row has {plain_names(row)}",
                 "missing column",
             )
         present = _present(row, self.columns, self.marks)
@@ -107,9 +107,9 @@ class FileForm:
     def _misfit(self, row: Mapping[str, Any], present: frozenset[str]) -> str:
         if not self.forms:
             if missing := [name for name in needed_columns(self.columns) if name not in present]:
-                return f"column {missing[0]!r} is null; the row has {sorted(present)}"
+                return f"column {missing[0]!r} is null; the row has {plain_names(present)}"
             return (
-                f"no conversation found among the columns {sorted(row)}; expected messages, "
+                f"no conversation found among the columns {plain_names(row)}; expected messages, "
                 "conversations, instruction and output, or a pair such as prompt and response. "
                 "Name the columns in the configuration"
             )
@@ -120,8 +120,8 @@ class FileForm:
         else:
             said = f"it reads as {find_form(present, self.columns)}"
         return (
-            f"no conversation found among the columns {sorted(present)}: {said}, and the file's "
-            f"form is {lead}. Write rows of one form in a file, or name the columns in the "
+            f"no conversation found among the columns {plain_names(present)}: {said}, and the "
+            f"file's form is {lead}. Write rows of one form in a file, or name the columns in the "
             "configuration"
         )
 

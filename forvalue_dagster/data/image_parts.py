@@ -19,6 +19,7 @@ from forvalue_dagster.data.images import (
     image_bytes,
     image_digest,
 )
+from forvalue_dagster.data.problems import plain_names
 
 # A line break beside the placeholder belongs to it: templates set images off themselves.
 _PLACEHOLDER = re.compile(r"<image>\n?|\n<image>$")
@@ -54,7 +55,9 @@ def image_columns(source: Mapping[str, Any], column: str | None) -> list[Any]:
         ImageReferenceError: if a named column is missing.
     """
     if column is not None and column not in source:
-        raise ImageReferenceError(f"column {column!r} is missing; the row has {sorted(source)}")
+        raise ImageReferenceError(
+            f"column {column!r} is missing; the row has {plain_names(source)}"
+        )
     for name in IMAGES if column is None else (column,):
         if (value := source.get(name)) is not None:
             return list(value) if isinstance(value, list | tuple) else [value]

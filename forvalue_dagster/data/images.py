@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +27,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 class ImageReferenceError(ValueError):
     """A row names an image in a way that is not followed; the message says why."""
+
+
+# Longer ones no file system or object store takes.
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
 
 
 class PictureError(ValueError):
@@ -65,6 +70,12 @@ class ImageFolder:
                 f"an image is named by a path or URI outside of {self.uri}; expected one inside "
                 "it, relative to it. Copy the image there, or set the image root"
             )
+        name = max((len(part.encode("utf-8", "surrogatepass")) for part in parts), default=0)
+        if name > _LONGEST_NAME or len(path) > _LONGEST_PATH:
+            raise ImageReferenceError(
+                f"an image's path has {len(path)} characters; expected at most {_LONGEST_PATH}, "
+                f"and {_LONGEST_NAME} bytes in each of its names"
+            )
         return self.read(str(PurePosixPath(path)))
 
 
@@ -73,15 +84,19 @@ def local_images(folder: Path) -> ImageFolder:
     root = folder.resolve()
 
     def read(path: str) -> bytes | None:
-        file = root / path
+        # A link that leads to itself comes back as that link, which is not a file.
+        file = Path(os.path.realpath(root / path))
+        if not file.is_relative_to(root):
+            raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
+        if file.is_symlink():
+            raise ImageReferenceError("an image's path is a link that leads to itself")
         try:
-            if not file.resolve().is_relative_to(root):
-                raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
             return file.read_bytes() if file.is_file() else None
-        except (OSError, RuntimeError) as error:  # a name too long, a link that leads to itself
+        except OSError as error:
+            # Without its own text, which holds the path that the row gives.
             raise ImageReferenceError(
-                f"an image's path cannot be followed ({type(error).__name__}); expected the path "
-                f"of a readable file below {folder}"
+                f"an image in {folder} cannot be read: {error.strerror}. Mend the file or its "
+                "rights"
             ) from None
 
     return ImageFolder(root.as_posix(), read)

@@ -38,6 +38,14 @@ _TEXT_KEYS = ("content", "value", "text")
 _CALL_KEYS = ("tool_calls", CALLS)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
+# Parts of a message that are no text and no image.
+_MEDIA = ("video", "audio", "video_url", "input_audio", "audio_url")
+# Keys that an error may name.
+_KNOWN_KEYS = {
+    *(*_SPEAKER_KEYS, *_TEXT_KEYS, *_CALL_KEYS, *FLAGS, *_PAIRED),
+    *("name", "type", "id", "tool_call_id", "reasoning_content", "message", "msg"),
+    *("body", "parts", "utterance", "reply"),
+}
 
 
 def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
@@ -154,11 +162,9 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
     role = columns.speakers.get(speaker) if isinstance(speaker, str) else None
     role = role or _SPEAKERS.get(spoken or "")
     if role is None:
-        # A name is no text of the row; anything longer might be.
-        said = speaker if speaker is None or len(str(speaker)) <= 30 else type(speaker).__name__
         raise RowError(
-            f"{where} has the role {said!r}; expected one of {', '.join(ROLES)}. Its keys are "
-            f"{_shown(message)}",
+            f"{where} has {_unknown(speaker, 'role')}; expected one of {', '.join(ROLES)}. Its "
+            f"keys are {_shown(message)}",
             "role",
         )
     keys = _shown(message)
@@ -196,8 +202,17 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
 
 
 def _shown(keys: Iterable[str]) -> list[str]:
-    """Return keys for an error: what is no name may be text of the row."""
-    return sorted(key if key.isidentifier() and len(key) <= 30 else "…" for key in keys)
+    """Return keys for an error: one that is not known may be text of the row."""
+    return sorted(key if key.casefold() in _KNOWN_KEYS else "…" for key in keys)
+
+
+def _unknown(value: Any, what: str) -> str:
+    """Say what came without quoting it: it may be text of the row."""
+    if value is None:
+        return f"no {what}"
+    if isinstance(value, str):
+        return f"an unknown {what} of {len(value)} characters"
+    return f"a {what} that is a {type(value).__name__}"
 
 
 def _take_text(message: Message, where: str, columns: Columns) -> Any:
@@ -264,9 +279,11 @@ def _content(content: Any, where: str) -> tuple[str | list[Any] | None, Message]
             value = next((part[n] for n in (kind, *_TEXT_KEYS) if part.get(n) is not None), None)
             said["tool_calls"] = said.get("tool_calls", []) + bare_calls(value, f"{where}.{kind}")
         else:
+            known = kind is None or kind in _MEDIA or not isinstance(part, Mapping)
+            came = f"type {kind!r}" if known else _unknown(kind, "type")
             raise RowError(
-                f"{where} has a part of type {kind!r}; expected text and image parts only",
-                "media" if kind in ("video", "audio", "video_url", "input_audio") else "type",
+                f"{where} has a part of {came}; expected text and image parts only",
+                "media" if kind in _MEDIA else "type",
             )
     if not parts:
         return None, said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 # Kinds of problems, to be counted; the message says what came, what was expected and what to do.
@@ -9,6 +11,27 @@ Kind = Literal[
     "form", "missing column", "absent text", "type", "role", "JSON", "weight", "tool calls",
     "preference", "label", "media", "image", "text", "line",
 ]  # fmt: skip
+
+
+# One to three words, as columns are called; a sentence is none.
+_NAME = re.compile(r"[\w.:/()+-]+( [\w.:/()+-]+){0,2}")
+_LONGEST = 40
+
+
+def plain_name(name: str) -> str:
+    """Return a column's name as errors and the event log show it.
+
+    Keys of JSON may be anything: what is no plain name may be text of the row, and is told by its
+    length alone.
+    """
+    if len(name) <= _LONGEST and _NAME.fullmatch(name):
+        return name
+    return f"… ({len(name)} characters)"
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Return the names of a row's columns as an error shows them."""
+    return sorted(map(plain_name, names))
 
 
 class RowError(ValueError):

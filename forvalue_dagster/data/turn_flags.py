@@ -68,7 +68,8 @@ def take_flags(message: dict[str, Any], where: str, *, speaks: bool) -> bool:
 
 def _unknown_flag(message: Mapping[str, Any]) -> str | None:
     for name, value in message.items():
-        if not _LIKE_A_FLAG.search(name):
+        # A sentence is not a name, and no error quotes a row's text.
+        if not name.isidentifier() or not _LIKE_A_FLAG.search(name):
             continue
         values = value if isinstance(value, list | tuple) else (value,)
         if values and all(isinstance(one, int | float) for one in values):

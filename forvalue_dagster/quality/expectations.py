@@ -16,6 +16,8 @@ import dagster as dg
 import polars as pl
 from upath import UPath
 
+from forvalue_dagster.data.problems import plain_name
+
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
@@ -58,6 +60,7 @@ def validate(
         )
         outcome = definition.run(batch_parameters=rows, result_format=_RESULT_FORMAT)
         records += [_record(suite.name, result, facts) for result in outcome.results]
+    _hide_values(context.validation_results_store)
     if pages is not None:
         _write_pages(context, pages, title)
     return records
@@ -126,7 +129,7 @@ def _record(suite: str, result: Any, rows: pl.DataFrame) -> Record:
     if _raised(result.exception_info):
         observed = "the expectation could not be evaluated"
     elif count is None:
-        observed = f"observed {details.get('observed_value')}"
+        observed = f"observed {_observed(details.get('observed_value'), columns)}"
     else:
         observed = f"{count} of {len(rows)} rows"
         if unexpected:
@@ -138,6 +141,27 @@ def _record(suite: str, result: Any, rows: pl.DataFrame) -> Record:
         "severity": str(getattr(config, "severity", None) or "critical").rpartition(".")[2].lower(),
         "observed": observed,
     }
+
+
+def _hide_values(store: Any) -> None:
+    """Take what may be text of rows out of the results that pages are made of."""
+    for key in store.list_keys():
+        outcome = store.get(key)
+        for result in outcome.results:
+            column = result.expectation_config.kwargs.get("column") or ""
+            if result.result.get("observed_value") is not None:
+                result.result["observed_value"] = _observed(result.result["observed_value"], column)
+            result.result.pop("details", None)
+        store.set(key, outcome)
+
+
+def _observed(value: Any, column: str) -> str:
+    """Say what was observed: figures, names of columns, but no value of a column's."""
+    if value is None or isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list) and not column:
+        return str([plain_name(str(name)) for name in value])
+    return "something else (not shown, for it may be text of the rows)"
 
 
 def _raised(exceptions: Mapping[str, Any]) -> bool:

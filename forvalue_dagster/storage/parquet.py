@@ -15,6 +15,7 @@ from dagster_polars import PolarsParquetIOManager
 from dagster_polars.io_managers.parquet import _remap_fsspec_storage_options
 from upath import UPath
 
+from forvalue_dagster.data.problems import plain_name
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.in_force import FILE_DIGEST, ReadsInForce
 from forvalue_dagster.storage.location import Storage, partition_name
@@ -235,11 +236,11 @@ def write_table(path: UPath, table: pl.DataFrame | pl.LazyFrame | StoredParts) -
 def describe_columns(
     schema: Mapping[str, pl.DataType], descriptions: Mapping[str, str]
 ) -> dg.TableSchemaMetadataValue:
-    """Return the columns of a table as metadata."""
+    """Return the columns of a table as metadata; of a name that may be text, its length."""
     return dg.MetadataValue.table_schema(
         dg.TableSchema(
             [
-                dg.TableColumn(name, str(dtype), description=descriptions.get(name))
+                dg.TableColumn(plain_name(name), str(dtype), description=descriptions.get(name))
                 for name, dtype in schema.items()
             ]
         )

@@ -173,6 +173,8 @@ def test_a_missing_image_is_kept_as_missing(folder: Path, form: str) -> None:
         "a\0b",
         "loop",
         "a" * 5000,
+        "n" * 300,  # longer than names are
+        "n/" * 600 + "x",
     ],
 )
 def test_nothing_outside_of_the_folder_is_read(folder: Path, reference: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import polars as pl
@@ -289,13 +290,20 @@ def test_nulls_in_json_text_are_meant() -> None:
         assert json.loads(row.tools or "") == tools
 
 
-def test_a_problem_names_a_role_and_no_text() -> None:
-    with pytest.raises(RowError, match="has the role 'wizard'; expected one of"):
-        read([{"role": "wizard", "content": "x"}])
-    secret = "the patient's name is not for the event log"
-    with pytest.raises(RowError, match="has the role 'str'") as caught:
-        read([{"role": secret, "content": "x"}])
-    assert secret not in str(caught.value)
-    with pytest.raises(RowError, match="its keys are") as caught:
-        read([{"role": "user", secret: "x"}])
-    assert secret not in str(caught.value)
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "patient", "content": "x"}, "has an unknown role of 7 characters; expected one"),
+        ({"role": ["patient"], "content": "x"}, "has a role that is a list; expected one of"),
+        ({"role": "user", "patient": "x"}, "has no text; its keys are ['…'], expected one of"),
+        (
+            {"role": "user", "content": [{"type": "patient", "text": "x"}]},
+            "has a part of an unknown type of 7 characters; expected text and image parts",
+        ),
+        ({"role": "user", "content": [{"type": ["patient"]}]}, "a type that is a list; expected"),
+    ],
+)
+def test_a_problem_quotes_no_word_of_the_row(message: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RowError, match=re.escape(expected)) as caught:
+        read([message])
+    assert "patient" not in str(caught.value)

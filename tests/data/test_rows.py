@@ -71,8 +71,11 @@ def test_tool_calls_and_tools_are_kept_and_count_as_content() -> None:
         ({"messages": []}, "an empty list; expected a list of messages"),
         ({"messages": {"role": "user"}}, "a dict; expected a list of messages"),
         ({"messages": ["hi"]}, r"messages\[0\] is a str; expected role and content"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "role 'wizard'; expected one of"),
-        ({"messages": [{"content": "x"}]}, "role None"),
+        (
+            {"messages": [{"role": "wizard", "content": "x"}]},
+            "unknown role of 6 characters; expected one of",
+        ),
+        ({"messages": [{"content": "x"}]}, "has no role"),
         ({"messages": [{"role": "user", "content": 5}]}, r"content is a int; expected text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "video"}]}]},

@@ -14,6 +14,13 @@ import pytest
 import forvalue_dagster as fv
 from forvalue_dagster.orchestration.options.alerts import Alert
 from tests.orchestration.conftest import LIKELY, Instances, Project
+from tests.orchestration.test_soak import DEFINITIONS, INSTANCE, dagster_dev, wait
+
+ALERTING = DEFINITIONS.replace(
+    "automation=fv.Automation(seconds=3),",
+    "automation=fv.Automation(running=False),\n"
+    "        alerts=fv.Alerts(webhook=dg.EnvVar('ALERT_WEBHOOK'), seconds=3),",
+).replace("import os", "import os\n    import dagster as dg")
 
 
 class Mailbox:
@@ -142,3 +149,40 @@ def test_a_function_is_told(project: Project) -> None:
     assert "blocked" in {alert.kind for alert in told}
     with pytest.raises(ValueError, match="tell nobody"):
         fv.Alerts()
+
+
+@pytest.mark.soak
+def test_the_daemon_tells_once(
+    valued: Path,
+    tmp_path: Path,
+    model_directory: Path,
+    instances: Instances,
+    mailbox: Mailbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real daemon, which looks every few seconds, and a server that is away at first."""
+    monkeypatch.setenv("ALERT_WEBHOOK", mailbox.url)
+    mailbox.status = 500
+    folder = tmp_path / "project"
+    with (
+        instances.open(folder, like=valued, overrides=INSTANCE) as instance,
+        dagster_dev(folder, folder, model_directory, ALERTING),
+    ):
+
+        def sensed() -> int:
+            """How often the sensor has looked and launched nothing."""
+            for state in instance.all_instigator_state():
+                if state.name == "forvalue_alerts":
+                    ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id)
+                    return sum(tick.status.value == "SKIPPED" for tick in ticks)
+            return 0
+
+        wait(sensed, "a tick that reached nobody", folder)
+        assert mailbox.take() == []
+        mailbox.status = 200
+        wait(lambda: mailbox.posted, "the alert", folder)
+        seen = sensed()
+        wait(lambda: sensed() > seen + 3, "further ticks", folder)
+        blocked = [alert["subject"] for alert in mailbox.take() if alert["kind"] == "blocked"]
+        assert blocked == ["value_scores.noise_fraction of 'bad'"]
+    assert "secret-path" not in (folder / "dev.log").read_text()

@@ -51,9 +51,11 @@ INSTANCE = {
 
 
 @contextmanager
-def dagster_dev(folder: Path, home: Path, model: Path) -> Iterator[None]:
+def dagster_dev(
+    folder: Path, home: Path, model: Path, definitions: str = DEFINITIONS
+) -> Iterator[None]:
     """Run `dagster dev`: web server, daemon, code server."""
-    (folder / "definitions.py").write_text(textwrap.dedent(DEFINITIONS))
+    (folder / "definitions.py").write_text(textwrap.dedent(definitions))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -11,6 +11,7 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.data.digest import digest
+from forvalue_dagster.data.problems import plain_name
 from forvalue_dagster.data.read import DESCRIPTIONS
 from forvalue_dagster.data.reading import RowReading
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
@@ -218,7 +219,7 @@ def _shown(reading: RowReading) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    return _printable(name)[:100]
+    return _printable(plain_name(name))
 
 
 def _printable(name: str) -> str:
