@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -52,12 +54,13 @@ class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
 
 def write_examples(root: Path, training: str, validation: str) -> None:
     """Write examples of rows to places that are empty."""
-    # In turn: a shard of small numbers would be another domain than larger ones.
-    _example(root, training, "example.jsonl", range(0, 2 * _EXAMPLES, 2))
-    _example(root, validation, "", range(1, 2 * _EXAMPLES, 2))
+    # Drawn at random: small or even numbers apart from the others would be another domain.
+    numbers = random.Random(0).sample(range(10, 100), 2 * _EXAMPLES)
+    _example(root, training, "example.jsonl", numbers[:_EXAMPLES])
+    _example(root, validation, "", numbers[_EXAMPLES:])
 
 
-def _example(root: Path, place: str, name: str, numbers: range) -> None:
+def _example(root: Path, place: str, name: str, numbers: Sequence[int]) -> None:
     """Write a few rows, unless something is there or it is not on this machine."""
     path = root / place
     if "://" in place or path.exists():
