@@ -25,7 +25,7 @@ test: lint types quick
 	$(BIN)/pytest -m "(model or browser) and not slow"
 
 quick: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto --dist worksteal
 
 # Killed processes, full disks, and the gate and automation on a PostgreSQL server.
 long: $(INSTALLED)

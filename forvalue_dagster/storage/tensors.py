@@ -55,7 +55,7 @@ class TensorIOManager(dg.ConfigurableIOManager, ReadsInForce):
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> TensorFile:
         """Read the tensors; a local file is mapped, not copied."""
-        return load_tensors(path)
+        return load_tensors(path, checked=True)
 
 
 def write_tensors(path: UPath, obj: TensorFile) -> str:
@@ -76,8 +76,12 @@ def check_tensor_file(path: UPath) -> str:
         return check_tensors(stream, str(path))
 
 
-def load_tensors(path: UPath) -> TensorFile:
+def load_tensors(path: UPath, *, checked: bool = False) -> TensorFile:
     """Read one file of tensors.
+
+    Args:
+        path: the file.
+        checked: whether its digest has just been computed. A local file is not read again for it.
 
     Raises:
         DamagedFileError: if it is not what was written.
@@ -86,7 +90,8 @@ def load_tensors(path: UPath) -> TensorFile:
     from safetensors.torch import load
 
     if path.protocol in ("", "file", "local"):
-        check_tensor_file(path)
+        if not checked:
+            check_tensor_file(path)
         with safe_open(path.path, framework="pt") as file:
             metadata = _metadata(file.metadata() or {})
             return TensorFile({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118

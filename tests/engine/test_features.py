@@ -235,6 +235,7 @@ print("reused", store.reused)
 """
 
 
+@pytest.mark.faults
 def test_kill_9_in_the_middle(tmp_path: Path) -> None:
     """A real process, really killed; the bytes are those of an undisturbed one."""
     model = tmp_path / "model"

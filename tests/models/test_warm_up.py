@@ -153,6 +153,7 @@ train_adapter(base, ROWS, "response", QUICK, Path(sys.argv[2]), log)
 """
 
 
+@pytest.mark.faults
 def test_kill_9_in_the_middle(base, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORKER, base.name, str(tmp_path / "a")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)

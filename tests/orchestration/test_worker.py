@@ -77,6 +77,7 @@ def test_a_worker_that_fails_says_why(project: Project) -> None:
     assert any("good.parquet" in line and "Error" in line for line in logged)
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_goes_on_where_it_was(project: Project) -> None:
     """Kill -9 in the middle of the pass; Dagster's retry finishes it, to the same bytes."""
     assert project.run("forvalue_shard", "good").success
@@ -147,6 +148,7 @@ def test_a_cancelled_run_stops_its_worker(project: Project) -> None:
     assert not (project.folder / "files" / "sample_features" / "good.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_on_s3(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys do not travel with the job: the worker finds its own."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAORDINARYCHAIN")
