@@ -29,6 +29,10 @@ from forvalue_dagster.valuation.noise_reference import NoiseReference
 
 Array = NDArray[np.float64]
 
+# (noise of a set, share of the set's rows in each cell, mass of clean rows in each cell) → noise of
+# the rows in question; arrays have one entry a replicate.
+Question = Callable[[Array | float, Array, Array], Array]
+
 REPLICATES = 400
 # Kept rows stand for the rows of the same range of ranks: at most so many ranges, of so many rows.
 _RANGES, _ROWS_IN_RANGE = 10, 40
@@ -69,6 +73,7 @@ def noise_fraction(
     The log-odds that chose kept rows cannot vouch for them. So the noise of the whole set is
     estimated; within a range of ranks, clean rows lie as thickly as they do among the validation
     rows, what exceeds them is noise, and a kept row is as probably noise as any row of its range.
+    Kept rows hold no more noisy rows than the set.
 
     Args:
         probe: whose judgements on validation rows are the reference.
@@ -87,11 +92,12 @@ def noise_fraction(
 
     def estimated(rows: NDArray[np.bool_]) -> tuple[float, float, float]:
         cells = reference.cells_of(log_odds[rows])
-        chosen: Array | None = None
-        if kept is not None:
-            chosen = np.bincount(cells, kept[rows], reference.cells).astype(np.float64)
-        density = _clean_density(reference, cells, chosen)
-        return _estimate(reference, cells, density, np.random.default_rng(seed), replicates)
+        question: Question = _whole_set
+        asked = len(cells)
+        if kept is not None and kept[rows].any():
+            question, asked = _kept_rows(reference, cells, kept[rows]), kept[rows].sum()
+        rng = np.random.default_rng(seed)
+        return _estimate(reference, cells, question, asked, rng, replicates)
 
     strange = reference.unexplained(log_odds)
     share = float(weights[strange].sum() / weights.sum())
@@ -116,7 +122,8 @@ def rows_needed(limit: float) -> float:
 def _estimate(
     reference: NoiseReference,
     cells: NDArray[np.int64],
-    clean_density: Callable[[Array, Array], Array | float],
+    question: Question,
+    asked: float,
     rng: np.random.Generator,
     replicates: int,
 ) -> tuple[float, float, float]:
@@ -125,8 +132,8 @@ def _estimate(
     Args:
         reference: clean rows and damaged copies.
         cells: cell of each row of the set.
-        clean_density: how thickly clean rows lie where the rows in question are, over how thickly
-            rows of the set do, of the shares of the set and of clean rows in each cell.
+        question: noise of the rows in question.
+        asked: number of those rows.
         rng: of the bootstrap.
         replicates: of the bootstrap.
     """
@@ -137,46 +144,50 @@ def _estimate(
     bound = float(reference.bound(shares, even))
     known = (float(reference.adjusted_count(shares, even, reference.damaged)) - off) / (1 - off)
 
-    def in_question(noise: Array | float, shares: Array, clean: Array) -> Array:
-        return 1 - (1 - np.clip(noise, None, 1)) * clean_density(shares, clean)
-
-    estimate = float(in_question(max(known, bound - 1.96 * bound_off, 0), shares, even))
+    estimate = float(question(max(known, bound - 1.96 * bound_off, 0), shares, even))
     clean = reference.resampled_clean(rng, replicates)
     drawn = rng.multinomial(rows, shares, replicates) / rows
     damaged = reference.resampled_damage(rng, replicates)
     resampled = (reference.adjusted_count(drawn, clean, damaged) - off) / (1 - off)
-    lower, upper = np.quantile(in_question(resampled, drawn, clean), [0.025, 0.975])
+    lower, upper = np.quantile(question(resampled, drawn, clean), [0.025, 0.975])
     if known <= 0.645 * off / (1 - off) or lower * rows < 0.5:
         lower = 0.0  # one clean set in twenty counts as much (1.645 deviations); or half a row
-    upper = max(upper, float(in_question(max(bound, known), shares, even)))
+    upper = max(upper, float(question(max(bound, known), shares, even)))
     # No row at all that looks damaged, or none that looks clean, still rules out only about 3 in n
     # (rule of three).
-    lower, upper = min(lower, 1 - 3 / rows), max(upper, 3 / rows)
+    lower, upper = min(lower, 1 - 3 / asked), max(upper, 3 / asked)
     estimate, lower, upper = (float(np.clip(value, 0, 1)) for value in (estimate, lower, upper))
     return estimate, min(lower, estimate), max(upper, estimate)
 
 
-def _clean_density(
-    reference: NoiseReference, cells: NDArray[np.int64], kept: Array | None
-) -> Callable[[Array, Array], Array | float]:
-    """Return the density of clean rows where kept rows are; 1 where all are kept.
+def _whole_set(noise: Array | float, shares: Array, clean: Array) -> Array:
+    return np.minimum(noise, 1)
+
+
+def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array) -> Question:
+    """Return the question how much of the kept rows is noise.
 
     Args:
         reference: clean rows.
-        cells: cell of each row of the set.
-        kept: kept rows in each cell.
+        cells: cell of each row of the set [N].
+        kept: how often each row was kept [N]; not all 0.
     """
-    if kept is None or not kept.sum():
-        return lambda _, __: 1.0
-    last = int(np.flatnonzero(kept)[-1])
+    chosen = np.bincount(cells, kept, reference.cells)
+    last = int(np.flatnonzero(chosen)[-1])
     count = int(np.clip(min((cells <= last).sum() // _ROWS_IN_RANGE, _RANGES), 1, last + 1))
     first = np.round(np.linspace(0, last + 1, count + 1)).astype(np.int64)[:-1]
-    own = np.add.reduceat(kept[: last + 1], first) / kept.sum()
+    own = np.add.reduceat(chosen[: last + 1], first) / kept.sum()
+    # Were every noisy row of the set kept, as often as any row is.
+    most = len(cells) * kept.max() / kept.sum()
 
-    def density(shares: Array, clean: Array) -> Array:
+    def question(noise: Array | float, shares: Array, clean: Array) -> Array:
         thick, expected = (
             np.add.reduceat(side[..., : last + 1], first, axis=-1) for side in (shares, clean)
         )
-        return np.asarray((own * expected / np.maximum(thick, 0.5 / len(cells))).sum(axis=-1))
+        density = (own * expected / np.maximum(thick, 0.5 / len(cells))).sum(axis=-1)
+        noise = np.minimum(noise, 1)
+        # A set that is cleaner than the validation rows lies thicker where clean rows do, too:
+        # that excess is not noise, of which kept rows hold no more than the set does.
+        return np.asarray(np.minimum(1 - (1 - noise) * density, noise * most))
 
-    return density
+    return question

@@ -144,6 +144,25 @@ def test_one_poisoned_validation_row_hides_nothing() -> None:
     assert fraction.estimate == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_cleaner_than_the_validation_rows_are_kept(seed: int) -> None:
+    """Their excess among low ranks is not noise; the shards hold none that they could hold."""
+    rng = np.random.default_rng(seed)
+    probe = probe_of(rng.normal(-4, 1, 80), rng.normal(3, 2, (80, 2)))
+    rows = rng.normal(-4.8, 1, 200)
+    kept = (rng.random(200) < 0.5).astype(float)
+    told = noise_fraction(probe, rows, kept)
+    assert told.estimate == 0
+    assert 3 / kept.sum() <= told.upper < 0.1
+    # A fifth of it noise: at most two fifths of half of the rows, were all of it kept.
+    rows[:40] = rng.normal(3, 1, 40)
+    for chosen in (kept, (rows < -3).astype(float)):
+        whole = noise_fraction(probe, rows)
+        told = noise_fraction(probe, rows, chosen)
+        assert told.estimate <= whole.estimate * 200 / chosen.sum()
+        assert told.lower <= chosen[:40].sum() / chosen.sum() <= told.upper
+
+
 def test_kept_rows_cannot_vouch_for_themselves() -> None:
     """The same noise as among all rows, however the rows kept were chosen by their log-odds."""
     rng = np.random.default_rng(0)
