@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.engine.preview import preview
-from forvalue_dagster.models.config import EMBEDDED
 from forvalue_dagster.models.errors import ModelLoadError
+from forvalue_dagster.options.model import EMBEDDED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
