@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Self, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,4 +36,4 @@ class Options(BaseModel):
     @classmethod
     def field(cls, name: str) -> Any:
         """Return an option, as it is described and bounded, to be one of another class."""
-        return cls.model_fields[name]
+        return deepcopy(cls.model_fields[name])  # pydantic of some versions changes it
