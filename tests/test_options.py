@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterResourceFunctionError
 
 import forvalue_dagster as fv
 from forvalue_dagster.options.base import Options
 from forvalue_dagster.options.gate import GateRules
 from forvalue_dagster.options.valuation import FeaturePrecision, ValuationSettings
+
+SET_IN_RUNS = fv.SelectionPolicy.configure_at_launch()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,24 @@ def test_an_error_shows_no_webhook(wrong: dict) -> None:
 
 def test_a_webhook_may_stay_in_the_environment() -> None:
     assert isinstance(fv.Alerts(webhook=dg.EnvVar("HOOK")).webhook, dg.EnvVar)
+
+
+def test_a_run_and_the_environment_may_set_what_a_resource_inherits(monkeypatch) -> None:
+    monkeypatch.setenv("MODEL", "some/model")
+    seen = {}
+
+    @dg.asset
+    def step(valuation: fv.Valuation, selection: fv.SelectionPolicy) -> None:
+        seen.update(name=valuation.config().name, keep=fv.Selection.of(selection).keep_fraction)
+
+    resources = {"valuation": fv.Valuation(name=dg.EnvVar("MODEL")), "selection": SET_IN_RUNS}
+    run_config = {"resources": {"selection": {"config": {"keep_fraction": 0.25}}}}
+    dg.materialize([step], resources=resources, run_config=run_config)
+    assert seen == {"name": "some/model", "keep": 0.25}
+    run_config["resources"]["selection"]["config"]["keep_fraction"] = 7
+    with pytest.raises(DagsterResourceFunctionError) as caught:
+        dg.materialize([step], resources=resources, run_config=run_config)
+    assert "less than or equal to 1" in str(caught.value.__cause__)
 
 
 def test_a_policy_that_contradicts_itself_is_refused_where_it_is_written() -> None:
