@@ -65,14 +65,7 @@ def value_dataset(
     """
     from forvalue_dagster.engine.scoring import build_profile, score_rows
 
-    options = _options(
-        tokens=tokens,
-        preconditioner=preconditioner,
-        damping=damping,
-        centre=centre,
-        batch_tokens=batch_tokens,
-        noise=noise,
-    )
+    options = _options(batch_tokens, tokens, preconditioner, damping, centre, noise=noise)
     loaded = loaded_model(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
@@ -99,13 +92,7 @@ def pairwise_values(
     """
     from forvalue_dagster.engine.attribution import pairwise
 
-    options = _options(
-        tokens=tokens,
-        preconditioner=preconditioner,
-        damping=damping,
-        centre=centre,
-        batch_tokens=batch_tokens,
-    )
+    options = _options(batch_tokens, tokens, preconditioner, damping, centre)
     pairs = pairwise(
         loaded_model(model),
         read_rows(train, columns=columns),
@@ -140,9 +127,7 @@ def sample_features(
     """
     from forvalue_dagster.engine.features import feature_parts
 
-    options = _options(
-        tokens=tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
-    )
+    options = _options(batch_tokens, tokens, features=features or FeaturePrecision())
     frame = read_rows(rows, columns=columns)
     return pl.concat(feature_parts(loaded_model(model), frame, options))
 
@@ -163,12 +148,7 @@ def validation_profile(
     """
     from forvalue_dagster.engine.scoring import build_profile
 
-    options = _options(
-        tokens=tokens,
-        batch_tokens=batch_tokens,
-        features=features or FeaturePrecision(),
-        noise=noise,
-    )
+    options = _options(batch_tokens, tokens, features=features or FeaturePrecision(), noise=noise)
     return build_profile(loaded_model(model), read_rows(validation, columns=columns), options)[0]
 
 
@@ -201,8 +181,9 @@ def value_features(
     return score_features(features.lazy(), profile, options)
 
 
-def _options(batch_tokens: int | Literal["auto"], **others: Any) -> ValuationOptions:
-    return ValuationOptions(batch_tokens=None if batch_tokens == "auto" else batch_tokens, **others)
+def _options(batch_tokens: int | Literal["auto"], *values: Any, **named: Any) -> ValuationOptions:
+    named["batch_tokens"] = batch_tokens  # the option takes "auto", though its type has None
+    return ValuationOptions(*values, **named)
 
 
 def loaded_model(model: Model) -> LoadedModel:
