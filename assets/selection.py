@@ -7,7 +7,7 @@ arm sees every row once, for reference.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +115,13 @@ def compare(
         subset = rows.join(arm.select("shard", "row"), on=["shard", "row"], how="semi")
         with tempfile.TemporaryDirectory() as folder:
             adapter, used = fv.train_adapter(
-                model, subset, "response", replace(comparison.recipe, seed=seed), Path(folder)
+                model,
+                subset,
+                "response",
+                comparison.recipe.model_copy(update={"seed": seed}),
+                Path(folder),
             )
-            loss = held_out_loss(held_out, replace(model, adapter=str(adapter)))
+            loss = held_out_loss(held_out, model.model_copy(update={"adapter": str(adapter)}))
         results.append(
             {
                 "seed": seed,

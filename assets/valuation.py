@@ -9,7 +9,7 @@ import forvalue_dagster as fv
 DEMO_ROOT = Path(__file__).resolve().parents[1] / ".demo"
 OPTIONS = Path(__file__).with_suffix(".yaml")
 # That of the options, for finetunes that compare it with others.
-POLICY = fv.Selection(by="alignment", keep_fraction=0.5, max_noise_probability=0.5)
+POLICY = fv.Selection()
 
 
 def demo_definitions(root: Path, valuation: fv.Valuation | None = None) -> dg.Definitions:

@@ -42,9 +42,9 @@ from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.features import feature_head, feature_parts
 from forvalue_dagster.engine.forward import pass_batch
 from forvalue_dagster.engine.memory import TokenBudget
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, exact_head
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.positions import to_device
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile import ValueDirection

@@ -20,9 +20,9 @@ from benchmarks.harness import argument_parser, need, peak_megabytes, save
 from benchmarks.passes import ONE_LINE, features_of, gathered, profile_of
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.feature_value import feature_pairs
 from forvalue_dagster.valuation.pairwise import pairwise_values
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 
 TASK = "math_with_reason"

@@ -23,9 +23,9 @@ from forvalue_dagster import ModelConfig, Refine, Selection, read_rows
 from forvalue_dagster.engine.refine import refine_scores
 from forvalue_dagster.engine.selection import select_rows
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.feature_value import feature_values
 from forvalue_dagster.valuation.features import TokenFeatures
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.value import RowValues, exact_values
 
@@ -103,7 +103,7 @@ def score_table(values: RowValues, features: TokenFeatures, source: str) -> pl.D
 
 
 def refined(near: pl.DataFrame, exact: pl.DataFrame, keep: float) -> dict[str, float | bool]:
-    selection = Selection(keep_fraction=keep)
+    selection = Selection(by="value", keep_fraction=keep, max_noise_probability=None)
 
     def kept(table: pl.DataFrame) -> list[int]:
         decided = select_rows(table, selection)

@@ -24,8 +24,8 @@ from benchmarks.revaluation import BYTES_OF, TOKENS, WINDOW, copies
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.engine.feature_table import read_features
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.storage.parquet import write_parts
 
 LISTS = {

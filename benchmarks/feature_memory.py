@@ -18,7 +18,7 @@ from upath import UPath
 from benchmarks.harness import argument_parser, peak_megabytes, save
 from forvalue_dagster import read_rows
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.storage.atomic import atomic_write
 from forvalue_dagster.storage.parquet import write_parts
 from forvalue_dagster.storage.parts import StoredParts

@@ -34,10 +34,10 @@ from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.feature_table import feature_records
 from forvalue_dagster.engine.features import feature_head
 from forvalue_dagster.engine.forward import pass_batch, response_positions
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, exact_head
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.options.model import ModelConfig
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile import ValueDirection
 

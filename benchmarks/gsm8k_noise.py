@@ -24,8 +24,8 @@ from benchmarks.passes import features_of, gathered, noisy_gsm8k, profile_of
 from forvalue_dagster import ModelConfig, WarmUp, read_rows
 from forvalue_dagster.models.loading import LoadedModel, load_model
 from forvalue_dagster.models.warm_up import train_adapter
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.feature_value import feature_values
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 
 # Nearly exact, so that many metrics share one pass.
@@ -90,7 +90,7 @@ def main() -> None:
                     config, rows, "response", warm_up, Path(scratch), lambda line: print(line)
                 )
                 seconds[name] = round(time.perf_counter() - start, 1)
-                loaded = load_model(replace(config, adapter=str(adapter)))
+                loaded = load_model(config.model_copy(update={"adapter": str(adapter)}))
         else:
             loaded = load_model(config)
         print("warm-up:", name, flush=True)

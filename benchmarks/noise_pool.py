@@ -19,8 +19,8 @@ from benchmarks.harness import argument_parser, need
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.data.corruption import corrupted_copies
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 
 TESTED = ("answer_swap", "span_deletion", "span_insertion", "word_shuffle")
 POOL = Path(__file__).parent / "pool"

@@ -18,8 +18,8 @@ from benchmarks.harness import argument_parser, need, save
 from benchmarks.noise_pool import POOL, TESTED, tables
 from forvalue_dagster import ModelConfig
 from forvalue_dagster.engine.forward import forward_pass
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.noise import fit_probe, roc_auc
 

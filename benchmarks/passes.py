@@ -10,11 +10,10 @@ import polars as pl
 
 from forvalue_dagster.data.corruption import corrupt_responses
 from forvalue_dagster.engine.forward import PassedRows, forward_pass
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import FeaturePrecision, ValuationOptions
 from forvalue_dagster.valuation.features import TokenFeatures, token_features
 from forvalue_dagster.valuation.positions import ResponsePositions
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder

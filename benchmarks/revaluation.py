@@ -27,9 +27,9 @@ from benchmarks.harness import argument_parser, need, peak_megabytes, save
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.engine.feature_scoring import FeatureScoring
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.storage.parquet import write_parts
 from forvalue_dagster.storage.tensors import load_tensors
 from forvalue_dagster.valuation.profile import ValidationProfile

@@ -23,14 +23,14 @@ from benchmarks.noise_pool import POOL, TESTED
 from benchmarks.passes import noisy_gsm8k
 from forvalue_dagster import ModelConfig, Selection, read_rows, value_features
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 
 POLICIES = {
-    "value": Selection(by="value"),
-    "value per token, behind the probe": Selection(by="value_per_token", max_noise_probability=0.5),
-    "alignment, behind the probe": Selection(by="alignment", max_noise_probability=0.5),
+    "value": Selection(by="value", max_noise_probability=None),
+    "value per token, behind the probe": Selection(by="value_per_token"),
+    "alignment, behind the probe": Selection(),
 }
 DEVELOPMENT, TEST, MORE = (0, 1), (2, 3, 4, 5, 6), (7, 8, 9, 10, 11)
 # The arms of further seeds, which only narrow the intervals that matter.
@@ -102,7 +102,7 @@ def main() -> None:
         "selection",
         {
             "rows of a seed": arguments.rows,
-            "comparison": asdict(comparison),
+            "comparison": asdict(comparison) | {"recipe": comparison.recipe.model_dump()},
             "base held-out loss": base_loss(held_out, config),
             "development": means.sort("held_out_loss").to_dicts(),
             "policy": best,

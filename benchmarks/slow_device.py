@@ -26,10 +26,9 @@ from upath import UPath
 from benchmarks.harness import save
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel, prepare_model
+from forvalue_dagster.options.valuation import FeaturePrecision, ValuationOptions
 from forvalue_dagster.storage.parts import StoredParts
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.sweep_shape import wide
 
 ROWS, BATCH_ROWS, SECONDS = 1600, 16, 0.02

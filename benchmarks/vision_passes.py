@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,9 +24,9 @@ from benchmarks.forward_passes import exact, features, padded, plain
 from benchmarks.harness import argument_parser, interleaved_seconds, medians, save
 from forvalue_dagster import ModelConfig, read_rows
 from forvalue_dagster.engine.forward import forward_pass
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 
 BUDGET = 1024
@@ -83,7 +82,7 @@ def photographs(count: int) -> pl.DataFrame:
 
 def prepared_ahead(loaded: LoadedModel, frame: pl.DataFrame) -> dict[str, object]:
     ahead = ValuationOptions(batch_tokens=512)
-    kinds = {"when needed": replace(ahead, image_workers=0), "ahead": ahead}
+    kinds = {"when needed": ahead.model_copy(update={"image_workers": 0}), "ahead": ahead}
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(3):
         for name, options in kinds.items():

@@ -45,9 +45,9 @@ from benchmarks.harness import argument_parser, save
 from benchmarks.passes import gathered, profile_of
 from benchmarks.rendering import result
 from forvalue_dagster import ModelConfig, read_rows
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel, load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.value import exact_values

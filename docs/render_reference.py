@@ -1,4 +1,4 @@
-"""Render docs/reference.md from docstrings and the component's fields.
+"""Render docs/reference.md from docstrings, the component's fields and the options.
 
 python docs/render_reference.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import forvalue_dagster as fv
+from forvalue_dagster.options.base import Options
 
 PAGE = Path(__file__).with_name("reference.md")
 _HEADING = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.MULTILINE)
@@ -34,7 +35,11 @@ def main(page: Path = PAGE) -> None:
         member = getattr(fv, name)
         if inspect.isfunction(member):
             parts += [f"### {name}", f"```text\n{name}{signature(member)}\n```", prose(member)]
-        elif f"{name}Model" not in schema["$defs"] and name != "ForValueComponent":
+        elif f"{name}Model" in schema["$defs"] or name == "ForValueComponent":
+            continue
+        elif issubclass(member, Options):
+            parts += [f"### {name}", summary(member), table(member.model_json_schema())]
+        else:
             parts += [f"### {name}", prose(member)]
     page.write_text("\n\n".join(parts) + "\n", "utf-8")
 
@@ -78,7 +83,7 @@ def signature(function: Any) -> str:
 
 
 def summary(member: Any) -> str:
-    return inspect.cleandoc(member.__doc__ or "").partition("\n\nAttributes:")[0]
+    return inspect.cleandoc(member.__doc__ or "")
 
 
 def prose(member: Any) -> str:

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from forvalue_dagster.engine.functions import validation_profile as validation_profile
     from forvalue_dagster.engine.functions import value_dataset as value_dataset
     from forvalue_dagster.engine.functions import value_features as value_features
-    from forvalue_dagster.engine.options import Attribution as Attribution
-    from forvalue_dagster.engine.options import Refine as Refine
     from forvalue_dagster.engine.preview import preview as preview
-    from forvalue_dagster.engine.selection import Selection as Selection
     from forvalue_dagster.engine.selection import select_rows as select_rows
-    from forvalue_dagster.models.config import ModelConfig as ModelConfig
     from forvalue_dagster.models.embedded import (
         embedded_model_directory as embedded_model_directory,
     )
     from forvalue_dagster.models.warm_up import train_adapter as train_adapter
-    from forvalue_dagster.models.warm_up_config import WarmUp as WarmUp
+    from forvalue_dagster.options.model import ModelConfig as ModelConfig
+    from forvalue_dagster.options.selection import Attribution as Attribution
+    from forvalue_dagster.options.selection import Refine as Refine
+    from forvalue_dagster.options.selection import Selection as Selection
+    from forvalue_dagster.options.valuation import NoiseOptions as NoiseOptions
+    from forvalue_dagster.options.warm_up import WarmUp as WarmUp
     from forvalue_dagster.orchestration.component import ForValueComponent as ForValueComponent
     from forvalue_dagster.orchestration.definitions import (
         valuation_definitions as valuation_definitions,
@@ -46,28 +47,27 @@ if TYPE_CHECKING:
     from forvalue_dagster.quality.gate import GateReport as GateReport
     from forvalue_dagster.quality.gate import require_certified as require_certified
     from forvalue_dagster.storage.location import Storage as Storage
-    from forvalue_dagster.valuation.noise_options import NoiseOptions as NoiseOptions
 
 _HOMES = {
     "Alerts": "orchestration.options.alerts",
-    "Attribution": "engine.options",
+    "Attribution": "options.selection",
     "Automation": "orchestration.options.plan",
     "Columns": "data.columns",
     "Compute": "orchestration.options.plan",
     "ForValueComponent": "orchestration.component",
     "GatePolicy": "orchestration.options.policies",
     "GateReport": "quality.gate",
-    "ModelConfig": "models.config",
-    "NoiseOptions": "valuation.noise_options",
+    "ModelConfig": "options.model",
+    "NoiseOptions": "options.valuation",
     "ReadLimits": "data.files",
-    "Refine": "engine.options",
+    "Refine": "options.selection",
     "RowSource": "orchestration.options.sources",
-    "Selection": "engine.selection",
+    "Selection": "options.selection",
     "SelectionPolicy": "orchestration.options.policies",
     "Storage": "storage.location",
     "UpstreamRows": "orchestration.options.sources",
     "Valuation": "orchestration.options.resources",
-    "WarmUp": "models.warm_up_config",
+    "WarmUp": "options.warm_up",
     "WarningPolicy": "orchestration.options.policies",
     "corrupt_responses": "data.corruption",
     "embedded_model_directory": "models.embedded",

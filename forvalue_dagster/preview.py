@@ -19,8 +19,8 @@ from typing import Any
 from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.files import DataFileError
 from forvalue_dagster.engine.preview import preview
-from forvalue_dagster.models.config import EMBEDDED
 from forvalue_dagster.models.errors import ModelLoadError
+from forvalue_dagster.options.model import EMBEDDED
 
 _COLUMNS = frozenset(field.name for field in fields(Columns))
 # What an entry of LLaMA-Factory's dataset_info.json has, and names of columns never are.

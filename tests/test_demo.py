@@ -16,9 +16,10 @@ from forvalue_dagster.engine.functions import (
     validation_profile,
     value_features,
 )
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
-from forvalue_dagster.quality.verdicts import GateRules, judge_shard
+from forvalue_dagster.options.gate import GateRules
+from forvalue_dagster.options.model import ModelConfig
+from forvalue_dagster.quality.verdicts import judge_shard
 
 ROOT = Path(__file__).parents[1]
 

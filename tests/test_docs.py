@@ -180,7 +180,8 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_ours() -> None:
 def test_every_file_of_the_house_exists() -> None:
     page = (DOCS / "architecture.md").read_text("utf-8")
     named = re.findall(
-        r"`((?:data|models|engine|valuation|storage|quality|orchestration)/[\w/]+\.py)`", page
+        r"`((?:options|data|models|engine|valuation|storage|quality|orchestration)/[\w/]+\.py)`",
+        page,
     )
     assert len(named) > 20
     assert [name for name in named if not (ROOT / "forvalue_dagster" / name).exists()] == []

@@ -19,6 +19,7 @@ from forvalue_dagster.data.rows import Message, message_images, message_text
 from forvalue_dagster.data.templates import TemplateRefusalError
 from forvalue_dagster.data.turns import Rendered, Span, Template, Turns, TurnsNotFoundError
 from forvalue_dagster.data.ways_to_write import call_arguments, ways_to_write
+from forvalue_dagster.options.model import TEMPLATE_DATE
 
 # Inputs beside the tokens with a place for each token: [1, T, …].
 TOKEN_ALIGNED = frozenset({"token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
@@ -40,7 +41,7 @@ class Encoding:
     tokens: Literal["response", "all"] = "response"
     max_length: int = 2048
     chat_template: str | None = None
-    template_date: str = templates.TEMPLATE_DATE
+    template_date: str = TEMPLATE_DATE
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +54,7 @@ class Encoding:
             date.fromisoformat(self.template_date)
         except ValueError as error:
             raise ValueError(
-                f"template_date is {self.template_date!r}; expected a day such as "
-                f"{templates.TEMPLATE_DATE}."
+                f"template_date is {self.template_date!r}; expected a day such as {TEMPLATE_DATE}."
             ) from error
 
 

@@ -21,8 +21,6 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
     "{% endfor %}"
 )
-# The day that a template writes which asks for today's: Llama 3's own default.
-TEMPLATE_DATE = "2024-07-26"
 
 _CLOCK = "strftime_now"
 _CLOCK_CALL = re.compile(_CLOCK + r"\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")

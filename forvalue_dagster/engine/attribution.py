@@ -13,8 +13,8 @@ from torch import Tensor
 from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS, read_features
 from forvalue_dagster.engine.fingerprint import refuse_strangers
 from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, forward_pass
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.feature_value import feature_pairs
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.positions import ResponsePositions

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from forvalue_dagster.data.chat import ConversationEncoder, EncodedRow, SkippedRow
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 
 _COLUMNS = ("messages", "tools", "images", "problem")
 # Batches are sorted by length within a group, so a group holds some batches.
@@ -55,7 +55,7 @@ def windows(rows: int, options: ValuationOptions, device: str) -> Iterator[slice
         device: type of the device: "cpu", "cuda", …
     """
     size, most = _GPU_ROWS if device != "cpu" else (_CPU_ROWS, _CPU_ROWS)
-    if options.window_rows != "auto":
+    if options.window_rows is not None:
         size = most = options.window_rows
     first = 0
     while first == 0 or first < rows:

@@ -11,9 +11,9 @@ from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.engine.feature_table import read_features, read_prompts
 from forvalue_dagster.engine.fingerprint import refuse_strangers
 from forvalue_dagster.engine.noise import NOISE_COLUMNS, judge
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import Progress, value_columns, value_records
 from forvalue_dagster.engine.scoring import direction_of, noise_direction, with_source
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.feature_value import feature_values
 from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection

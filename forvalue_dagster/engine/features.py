@@ -18,10 +18,10 @@ from forvalue_dagster.engine.feature_table import FEATURE_RESULTS, feature_recor
 from forvalue_dagster.engine.fingerprint import fingerprint
 from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, pass_group
 from forvalue_dagster.engine.memory import TokenBudget
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import Outcomes, Progress, refuse_broken_model
 from forvalue_dagster.engine.transfer import Behind, Transfer, ahead
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.features import TokenFeatures, token_features
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once

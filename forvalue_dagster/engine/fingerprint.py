@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import Any
 
 from forvalue_dagster.data.templates import asks_for_date, says_more_than_text
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 
 # Raised when the meaning of stored features changes.
 FEATURES_VERSION = 3

@@ -26,9 +26,9 @@ from forvalue_dagster.engine.memory import (
     memory_limit,
     release_cached_memory,
 )
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.transfer import ahead
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.positions import ResponsePositions, to_device
 from forvalue_dagster.valuation.unembedding import capture_last_hidden
 

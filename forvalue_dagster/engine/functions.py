@@ -5,7 +5,7 @@ What loads torch is imported when a function is called: Dagster's tools look at 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
 import polars as pl
@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from forvalue_dagster.data.columns import Columns
 from forvalue_dagster.data.read import Rows, read_rows
-from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.models.config import EMBEDDED, ModelConfig
-from forvalue_dagster.valuation.noise_options import NoiseOptions
-from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.options.model import EMBEDDED, ModelConfig
+from forvalue_dagster.options.valuation import FeaturePrecision, NoiseOptions, ValuationOptions
 
 if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
@@ -67,9 +65,7 @@ def value_dataset(
     """
     from forvalue_dagster.engine.scoring import build_profile, score_rows
 
-    options = ValuationOptions(
-        tokens, preconditioner, damping, centre, batch_tokens=batch_tokens, noise=noise
-    )
+    options = _options(batch_tokens, tokens, preconditioner, damping, centre, noise=noise)
     loaded = loaded_model(model)
     profile, _ = build_profile(loaded, read_rows(validation, columns=columns), options)
     return score_rows(loaded, read_rows(train, columns=columns), profile, options)
@@ -96,7 +92,7 @@ def pairwise_values(
     """
     from forvalue_dagster.engine.attribution import pairwise
 
-    options = ValuationOptions(tokens, preconditioner, damping, centre, batch_tokens=batch_tokens)
+    options = _options(batch_tokens, tokens, preconditioner, damping, centre)
     pairs = pairwise(
         loaded_model(model),
         read_rows(train, columns=columns),
@@ -131,9 +127,7 @@ def sample_features(
     """
     from forvalue_dagster.engine.features import feature_parts
 
-    options = ValuationOptions(
-        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision()
-    )
+    options = _options(batch_tokens, tokens, features=features or FeaturePrecision())
     frame = read_rows(rows, columns=columns)
     return pl.concat(feature_parts(loaded_model(model), frame, options))
 
@@ -154,9 +148,7 @@ def validation_profile(
     """
     from forvalue_dagster.engine.scoring import build_profile
 
-    options = ValuationOptions(
-        tokens, batch_tokens=batch_tokens, features=features or FeaturePrecision(), noise=noise
-    )
+    options = _options(batch_tokens, tokens, features=features or FeaturePrecision(), noise=noise)
     return build_profile(loaded_model(model), read_rows(validation, columns=columns), options)[0]
 
 
@@ -187,6 +179,11 @@ def value_features(
 
     options = ValuationOptions(preconditioner=preconditioner, damping=damping, centre=centre)
     return score_features(features.lazy(), profile, options)
+
+
+def _options(batch_tokens: int | Literal["auto"], *values: Any, **named: Any) -> ValuationOptions:
+    named["batch_tokens"] = batch_tokens  # the option takes "auto", though its type has None
+    return ValuationOptions(*values, **named)
 
 
 def loaded_model(model: Model) -> LoadedModel:

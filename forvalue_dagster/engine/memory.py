@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.sweep_shape import SweepShape, blocked
 
 _CPU_TOKENS = 2048
@@ -40,10 +40,7 @@ class TokenBudget:
     @classmethod
     def of(cls, loaded: LoadedModel, options: ValuationOptions) -> TokenBudget:
         """Return the budget that a pass begins with."""
-        tokens = options.batch_tokens
-        if tokens == "auto":
-            tokens = _fitting_tokens(loaded)
-        return cls(tokens, loaded.unembedding.sweep)
+        return cls(options.batch_tokens or _fitting_tokens(loaded), loaded.unembedding.sweep)
 
     @property
     def mark(self) -> str:

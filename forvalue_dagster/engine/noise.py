@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from forvalue_dagster.data.corruption import corrupted_copies
 from forvalue_dagster.engine.feature_table import read_features
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import Progress
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import NoiseOptions, ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.feature_value import feature_pairs, feature_values
 from forvalue_dagster.valuation.leave_one_out import leave_one_out
 from forvalue_dagster.valuation.noise import NoiseProbe, fit_probe, probabilities
-from forvalue_dagster.valuation.noise_options import NoiseOptions
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection
 from forvalue_dagster.valuation.value import RowValues

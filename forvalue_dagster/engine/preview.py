@@ -18,7 +18,7 @@ from forvalue_dagster.data.read import Rows, read_rows_with_reading
 from forvalue_dagster.data.reading import RowReading
 from forvalue_dagster.data.skip_reasons import SKIP_REASONS
 from forvalue_dagster.engine.functions import Model, loaded_model
-from forvalue_dagster.models.config import EMBEDDED
+from forvalue_dagster.options.model import EMBEDDED
 
 # Text, and whether its tokens are scored.
 Piece = tuple[str, bool]

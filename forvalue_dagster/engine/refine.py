@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from forvalue_dagster.engine.options import Refine
-from forvalue_dagster.engine.selection import RANKED_BELOW, Selection, rank_score, select_rows
+from forvalue_dagster.engine.selection import RANKED_BELOW, rank_score, select_rows
+from forvalue_dagster.options.selection import Refine, Selection
 
 # Scored lines → the same lines, in the same order, with their exact values.
 Rescore = Callable[[pl.DataFrame], pl.DataFrame]

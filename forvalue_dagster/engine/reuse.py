@@ -16,9 +16,9 @@ import polars as pl
 from forvalue_dagster.engine.features import PartStore, feature_parts
 from forvalue_dagster.engine.fingerprint import fingerprint
 from forvalue_dagster.engine.lines import placed
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import Progress
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 
 
 class KnownFeatures(Protocol):
@@ -74,7 +74,7 @@ class FeaturePass:
                 found.append(lines["sample_id"])
                 if store is not None:
                     digest = sha256(f"{self.mark}\n{','.join(found[-1])}".encode()).hexdigest()
-                    budget = str(self._options.batch_tokens)
+                    budget = str(self._options.batch_tokens or "auto")
                     store.save(f"known-{number:07d}-{digest[:20]}", lines, budget)
                 yield from placed(lines, places)
         known = pl.concat(found)

@@ -20,7 +20,6 @@ from forvalue_dagster.engine.noise import (
     preconditioner_of,
     with_probe,
 )
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import (
     Outcomes,
     Progress,
@@ -32,6 +31,7 @@ from forvalue_dagster.engine.outcomes import (
 )
 from forvalue_dagster.engine.transfer import Behind, Transfer
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.profile import ValidationProfile, ValueDirection
 from forvalue_dagster.valuation.profile_builder import ProfileBuilder

@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import polars as pl
 
 from forvalue_dagster.engine.columns import group_columns
+from forvalue_dagster.options.selection import Selection
 
 RANKED_BELOW = "ranked below the limit"
 _TIES = ["sample_id", "shard", "row"]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A policy. Thresholds first, then the best rows up to the smallest of the limits given.
-
-    Attributes:
-        by: the score that ranks rows, larger first. (In the graph `SelectionPolicy` ranks by
-            alignment, and keeps a half, unless told otherwise.)
-        across_groups: how the values of several validation groups become one rank. "pooled":
-            every validation row counts alike; "mean": every group does; "maximum": a row is worth
-            what it gives the group it helps most; "balanced": the groups choose in turn, each its
-            best row that is left.
-        keep_fraction: at most this share of the scored rows.
-        keep_count: at most so many rows.
-        token_budget: at most so many response tokens.
-        min_value: rows below are dropped.
-        max_noise_probability: rows above are dropped; needs a fitted noise probe.
-        drop_duplicates: keep one of several rows with the same conversation.
-    """
-
-    by: Literal["value", "value_per_token", "alignment"] = "value"
-    across_groups: Literal["pooled", "mean", "maximum", "balanced"] = "pooled"
-    keep_fraction: float | None = None
-    keep_count: int | None = None
-    token_budget: int | None = None
-    min_value: float | None = None
-    max_noise_probability: float | None = None
-    drop_duplicates: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        if self.by == "alignment" and self.across_groups != "pooled":
-            raise ValueError(
-                f"Rows have one alignment, not one for each group; across_groups is "
-                f"{self.across_groups!r}. Rank by value or value_per_token, or leave it 'pooled'."
-            )
-        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
-            raise ValueError(f"keep_fraction must lie in (0, 1]; got {self.keep_fraction}.")
-        for name in ("keep_count", "token_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
 
 
 def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
@@ -82,8 +38,8 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     if selection.max_noise_probability is not None:
         if scores.filter(scored)["noise_probability"].null_count():
             raise ValueError(
-                "max_noise_probability is set, but the scores carry no noise probabilities: no "
-                "noise probe has been fitted. Leave it unset."
+                f"max_noise_probability is {selection.max_noise_probability}, but some scored rows "
+                "have no noise probability: no noise probe has been fitted. Set it to None."
             )
         noisy = pl.col("noise_probability") > selection.max_noise_probability
         rules.append((noisy, pl.lit("above max_noise_probability")))

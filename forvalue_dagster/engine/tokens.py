@@ -6,8 +6,8 @@ import polars as pl
 
 from forvalue_dagster.data.chat import SkippedRow
 from forvalue_dagster.engine.encoding import encode_rows
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 
 
 def count_tokens(loaded: LoadedModel, frame: pl.DataFrame, options: ValuationOptions) -> int:

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.errors import ModelLoadError
 from forvalue_dagster.models.fingerprint import fingerprint_tensors
+from forvalue_dagster.options.model import ModelConfig
 from forvalue_dagster.valuation.unembedding import output_head
 
 

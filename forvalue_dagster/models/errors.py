@@ -1,5 +1,9 @@
-"""What goes wrong when a model is loaded."""
+"""What goes wrong when a model is loaded or warmed up."""
 
 
 class ModelLoadError(RuntimeError):
     """A model, tokenizer or adapter cannot be loaded; the message says what is missing."""
+
+
+class WarmUpError(RuntimeError):
+    """The adapter cannot be trained; the message says why."""

@@ -20,13 +20,13 @@ from transformers import (
 )
 
 from forvalue_dagster.data.chat import ConversationEncoder, Encoding
-from forvalue_dagster.data.templates import PLAIN, TEMPLATE_DATE, chosen_templates
+from forvalue_dagster.data.templates import PLAIN, chosen_templates
 from forvalue_dagster.data.vision import VisionEncoder
 from forvalue_dagster.models.adapters import with_adapter
-from forvalue_dagster.models.config import EMBEDDED, SPREAD, ModelConfig
 from forvalue_dagster.models.embedded import embedded_model_directory
 from forvalue_dagster.models.errors import ModelLoadError
 from forvalue_dagster.models.fingerprint import ModelFingerprint, fingerprint_model
+from forvalue_dagster.options.model import EMBEDDED, SPREAD, TEMPLATE_DATE, ModelConfig
 from forvalue_dagster.valuation.unembedding import Unembedding, verified_unembedding
 
 LONGEST_DEFAULT_WINDOW = 4096

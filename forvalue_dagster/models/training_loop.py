@@ -19,7 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from forvalue_dagster.data.batching import pad
 from forvalue_dagster.data.chat import EncodedRow
-from forvalue_dagster.models.warm_up_config import WarmUp, WarmUpError
+from forvalue_dagster.models.errors import WarmUpError
+from forvalue_dagster.options.warm_up import WarmUp
 
 _IGNORED = -100  # the label that transformers' losses leave out
 _CHECKPOINTS = 4

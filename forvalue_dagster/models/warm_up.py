@@ -20,8 +20,9 @@ from forvalue_dagster.data.chat import (
     SkippedRow,
 )
 from forvalue_dagster.data.skip_reasons import counted
-from forvalue_dagster.models.config import ModelConfig
-from forvalue_dagster.models.warm_up_config import WarmUp, WarmUpError
+from forvalue_dagster.models.errors import WarmUpError
+from forvalue_dagster.options.model import ModelConfig
+from forvalue_dagster.options.warm_up import WarmUp
 
 
 def train_adapter(

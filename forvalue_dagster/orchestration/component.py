@@ -2,19 +2,17 @@
 
 # No `from __future__ import annotations` here: Dagster inspects the annotations of components.
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import dagster as dg
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, InstanceOf, create_model
 
-from forvalue_dagster.engine.options import Attribution, Refine
-from forvalue_dagster.models.warm_up_config import WarmUp
+from forvalue_dagster.options.base import Options
+from forvalue_dagster.options.selection import Attribution, Refine
+from forvalue_dagster.options.warm_up import WarmUp
 from forvalue_dagster.orchestration.definitions import valuation_definitions
 from forvalue_dagster.orchestration.options.alerts import Alerts
 from forvalue_dagster.orchestration.options.plan import Automation, Compute
@@ -29,36 +27,20 @@ from forvalue_dagster.orchestration.scaffolding import ForValueScaffolder
 from forvalue_dagster.storage.in_yaml import InYaml
 from forvalue_dagster.storage.location import Storage
 
-_Options = TypeVar("_Options")
 
-
-def _described(options: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of each attribute."""
-    # Cleaned, because Python 3.13 takes the indentation away and others do not.
-    text = (getdoc(options) or "").partition("Attributes:")[2]
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", said) for name, said in entries}
-
-
-def _yaml_of(options: type[_Options]) -> dg.Resolver:
-    """Read a frozen dataclass from YAML; what is not plain there comes by a template."""
-    hints, said = get_type_hints(options), _described(options)
-    known: dict[str, Any] = {
-        field.name: (
-            # Objects of Dagster and functions: only as a template that stands for one.
-            (str if field.name in ("retry_policy", "worker", "notify") else hints[field.name] | str)
-            | None,
-            Field(
-                default=None if callable(field.default_factory) else field.default,
-                description=said.get(field.name),
-            ),
-        )
-        for field in fields(options)  # type: ignore[arg-type]
-        if field.default is not MISSING or field.default_factory is not MISSING
-    }
+def _yaml_of(options: type[Options]) -> dg.Resolver:
+    """Read options from YAML; what is not plain there comes by a template."""
+    known: dict[str, Any] = {}
+    for name, field in options.model_fields.items():
+        # Objects of Dagster and functions: only as a template that stands for one.
+        objects = name in ("retry_policy", "worker", "notify", "webhook")
+        bounded: Any = Annotated[(field.annotation, name, *field.metadata)]
+        kind = str if objects else bounded | str
+        default = None if field.default_factory else field.default
+        known[name] = (kind | None, Field(default=default, description=field.description))
     model: type[BaseModel] = create_model(f"{options.__name__}Model", __base__=dg.Model, **known)
 
-    def resolve(context: dg.ResolutionContext, given: BaseModel | None) -> _Options | None:
+    def resolve(context: dg.ResolutionContext, given: BaseModel | None) -> Options | None:
         if given is None:
             return None
         return options(**context.resolve_value(given.model_dump(exclude_unset=True)))
@@ -102,17 +84,17 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
         Field(description="Value stored features, or pass the rows for every validation set."),
     ] = "features"
     refine: Annotated[
-        Refine | None,
+        InstanceOf[Refine] | None,
         _yaml_of(Refine),
         Field(description="Compute rows near the selection's boundary exactly."),
     ] = None
     attribution: Annotated[
-        Attribution | None,
+        InstanceOf[Attribution] | None,
         _yaml_of(Attribution),
         Field(description="Name the strongest pairs of training and validation rows."),
     ] = None
     warm_up: Annotated[
-        WarmUp | None,
+        InstanceOf[WarmUp] | None,
         _yaml_of(WarmUp),
         Field(description="Train a LoRA adapter before anything is valued."),
     ] = None
@@ -122,17 +104,17 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
         Field(description="Partitions of the asset that yields the rows."),
     ] = None
     automation: Annotated[
-        Automation | None,
+        InstanceOf[Automation] | None,
         _yaml_of(Automation),
         Field(description="When the graph looks for changes; running: false switches it off."),
     ] = None
     compute: Annotated[
-        Compute | None,
+        InstanceOf[Compute] | None,
         _yaml_of(Compute),
         Field(description="Pools and tags of the steps that load the model."),
     ] = None
     alerts: Annotated[
-        Alerts | None,
+        InstanceOf[Alerts] | None,
         _yaml_of(Alerts),
         Field(description="Who is told of blocked shards, warnings, stale data and overrides."),
     ] = None

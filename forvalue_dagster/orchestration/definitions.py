@@ -8,8 +8,8 @@ from warnings import catch_warnings, simplefilter
 
 import dagster as dg
 
-from forvalue_dagster.engine.options import Attribution, Refine
-from forvalue_dagster.models.warm_up_config import WarmUp
+from forvalue_dagster.options.selection import Attribution, Refine
+from forvalue_dagster.options.warm_up import WarmUp
 from forvalue_dagster.orchestration.assets.attribution import build_attribution_assets
 from forvalue_dagster.orchestration.assets.filtered_dataset import build_filtered_dataset
 from forvalue_dagster.orchestration.assets.model_steps import (
@@ -107,7 +107,6 @@ def valuation_definitions(
     """
     gate, selection = gate or GatePolicy(), selection or SelectionPolicy()
     valuation = valuation or Valuation()
-    selection.selection()  # what contradicts itself is refused here, not in a run
     from_files = isinstance(training_rows, RowSource)
     if upstream_shards is not None and from_files:
         raise ValueError("upstream_shards is set, but training_rows are files; see UpstreamRows.")

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from forvalue_dagster.options.gate import GateRules
 from forvalue_dagster.valuation.noise import NoiseProbe, log_odds_of
 from forvalue_dagster.valuation.noise_fraction import NoiseFraction, noise_fraction, rows_needed
 from forvalue_dagster.valuation.prompt_space import PromptSpace, Shift, measure_shift
@@ -18,30 +19,6 @@ Verdict = Literal["pass", "warn", "fail", "uncertified", "not certifiable: domai
 SHIFTED: Verdict = "not certifiable: domain shift"
 # An interval that reaches so far says nothing: most of the rows might be noise.
 _TOO_WIDE = 0.5
-
-
-@dataclass(frozen=True)
-class GateRules:
-    """What stops a shard.
-
-    Attributes:
-        max_noise_fraction: a shard is stopped if the lower end of its noise interval exceeds it.
-        uncertified: whether a shard that cannot be judged is stopped: the probe proves nothing, its
-            rows are too few, or too many of them are like nothing known.
-        domain_shift: "fail" stops a shard whose prompts are not like the validation prompts,
-            "warn" lets it through unjudged, "judge" holds its estimate against the limit although
-            it is not calibrated for such rows.
-        max_shift: ROC-AUC of shard against validation prompts above which a shard is shifted.
-        min_probe_auc: cross-fitted AUC below which a probe proves nothing.
-        min_probe_rows: validation rows below which a probe proves nothing.
-    """
-
-    max_noise_fraction: float = 0.15
-    uncertified: Literal["fail", "warn"] = "fail"
-    domain_shift: Literal["fail", "warn", "judge"] = "fail"
-    max_shift: float = 0.7
-    min_probe_auc: float = 0.8
-    min_probe_rows: int = 30
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.positions import ResponsePositions
-from forvalue_dagster.valuation.precision import FeaturePrecision, HiddenPrecision
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 
 # A hidden state's largest entries can exceed all others a hundredfold. Kept apart, they leave the
@@ -121,7 +121,7 @@ def token_features(
     )
 
 
-def _rounded(hidden: Tensor, precision: HiddenPrecision) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rounded(hidden: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rounded hidden states, their scale, and the place and value of their outliers."""
     count = min(OUTLIERS, hidden.shape[1]) if precision == "int8" else 0
     dims = hidden.abs().topk(count, dim=1).indices

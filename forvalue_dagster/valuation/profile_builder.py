@@ -8,10 +8,10 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.features import TokenFeatures, token_features
 from forvalue_dagster.valuation.positions import ResponsePositions
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.profile import ValidationProfile
 from forvalue_dagster.valuation.statistics import summarise_rows

@@ -19,9 +19,9 @@ from benchmarks.slow_device import measure
 from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.features import feature_head, feature_parts
 from forvalue_dagster.engine.forward import Passed
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import exact_head
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.preconditioner import Preconditioner
@@ -131,7 +131,7 @@ def test_an_error_in_any_thread_ends_the_pass(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
 
     loaded = tiny_loaded("llama", torch.float32)
-    options = replace(OPTIONS, window_rows=4)
+    options = OPTIONS.model_copy(update={"window_rows": 4})
     with pytest.raises(OSError, match="No space left"):
         list(feature_parts(loaded, gsm8k_like(12), options, store=Full(UPath(tmp_path))))
     broken = gsm8k_like(12).with_columns(
@@ -146,7 +146,9 @@ def test_a_pass_that_is_left_ends_its_threads() -> None:
 
     before = threading.active_count()
     parts = feature_parts(
-        tiny_loaded("llama", torch.float32), gsm8k_like(40), replace(OPTIONS, window_rows=4)
+        tiny_loaded("llama", torch.float32),
+        gsm8k_like(40),
+        OPTIONS.model_copy(update={"window_rows": 4}),
     )
     next(parts)
     parts.close()

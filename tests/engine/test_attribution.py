@@ -16,9 +16,9 @@ from forvalue_dagster.engine.attribution import (
     pairwise,
     refine_attribution,
 )
-from forvalue_dagster.engine.options import Attribution, ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
-from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.options.selection import Attribution
+from forvalue_dagster.options.valuation import FeaturePrecision, ValuationOptions
 from tests.engine.test_functions import TRAIN, VALIDATION
 from tests.tiny import tiny_loaded
 
@@ -88,7 +88,7 @@ def test_pairs_from_features_are_near_the_exact_ones_and_candidates_become_exact
 
 
 def test_meaningless_options() -> None:
-    with pytest.raises(ValueError, match="top must be at least 1"):
+    with pytest.raises(ValueError, match=r"top\n.*greater than or equal to 1"):
         Attribution(top=0)
     with pytest.raises(ValueError, match="No training row is scored"):
         attribute([], trusted(), 3, "validation")

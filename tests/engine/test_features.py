@@ -20,12 +20,11 @@ from forvalue_dagster.engine.feature_scoring import score_features
 from forvalue_dagster.engine.feature_table import FEATURE_RESULTS, PLAIN_COLUMNS
 from forvalue_dagster.engine.features import feature_parts
 from forvalue_dagster.engine.fingerprint import FingerprintMismatchError
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.outcomes import NonFiniteModelError
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import FeaturePrecision, ValuationOptions
 from forvalue_dagster.storage.parts import StoredParts
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from tests.engine.test_functions import GROUPED, TRAIN, VALIDATION, make_rows
 from tests.tiny import byte_tokenizer, tiny_loaded, tiny_model
 
@@ -119,9 +118,12 @@ def variants(loaded: LoadedModel) -> dict[str, tuple[LoadedModel, ValuationOptio
         "chat template": (replace(loaded, chat_template="plain"), options),
         "max_length": (replace(loaded, max_length=127), options),
         "dtype": (tiny_loaded("qwen2", torch.float32, max_length=128), options),
-        "tokens": (loaded, replace(options, tokens="all")),
-        "top_errors": (loaded, replace(options, features=FeaturePrecision(15))),
-        "hidden": (loaded, replace(options, features=FeaturePrecision(16, "float16"))),
+        "tokens": (loaded, options.model_copy(update={"tokens": "all"})),
+        "top_errors": (loaded, options.model_copy(update={"features": FeaturePrecision(15)})),
+        "hidden": (
+            loaded,
+            options.model_copy(update={"features": FeaturePrecision(16, "float16")}),
+        ),
     }
 
 
@@ -200,9 +202,9 @@ def test_parts_of_something_else_are_not_taken(loaded, tmp_path: Path, change: s
     if change == "row":
         rows[5] = rows[5] | {"response": "something else"}
     elif change == "option":
-        options = replace(options, features=FeaturePrecision(3))
+        options = options.model_copy(update={"features": FeaturePrecision(3)})
     else:
-        options = replace(options, batch_tokens=77)
+        options = options.model_copy(update={"batch_tokens": 77})
     again = StoredParts(UPath(tmp_path))
     table = pl.concat(feature_parts(loaded, fv.read_rows(rows), options, store=again))
     assert again.reused == (len(again.keys) - 1 if change == "row" else 0)
@@ -216,8 +218,8 @@ import torch
 from upath import UPath
 import forvalue_dagster as fv
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.options.valuation import ValuationOptions
+from forvalue_dagster.options.model import ModelConfig
 from forvalue_dagster.models.loading import load_model
 from forvalue_dagster.storage.parts import StoredParts
 torch.set_num_threads(1)

@@ -13,9 +13,9 @@ import torch
 import forvalue_dagster as fv
 from forvalue_dagster.engine.columns import COLUMN_DESCRIPTIONS
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from tests.tiny import tiny_loaded
 

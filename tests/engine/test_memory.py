@@ -19,7 +19,7 @@ import logging, resource, sys
 import torch
 import forvalue_dagster as fv
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
+from forvalue_dagster.options.valuation import ValuationOptions
 from tests.tiny import tiny_model, byte_tokenizer
 from forvalue_dagster.models.loading import prepare_model
 import polars as pl

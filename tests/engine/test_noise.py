@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import polars as pl
 import pytest
@@ -14,10 +12,9 @@ from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine import noise
 from forvalue_dagster.engine.feature_scoring import score_features
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
 from forvalue_dagster.models.loading import LoadedModel
-from forvalue_dagster.valuation.precision import FeaturePrecision
+from forvalue_dagster.options.valuation import FeaturePrecision, ValuationOptions
 from forvalue_dagster.valuation.profile import ValidationProfile
 from tests.tiny import tiny_loaded
 
@@ -63,7 +60,7 @@ def test_alignments_are_those_without_the_row(loaded, monkeypatch) -> None:
     copies = corrupted_copies(VALIDATION, EXACT.noise.recipes, EXACT.noise.seed)
     for place, row in enumerate(profile.rows.tolist()):
         others = VALIDATION.filter(pl.int_range(pl.len()) != row)
-        without, _ = build_profile(loaded, others, replace(EXACT, noise=None))
+        without, _ = build_profile(loaded, others, EXACT.model_copy(update={"noise": None}))
         own = score_rows(loaded, VALIDATION[row], without, EXACT)["alignment"][0]
         assert caught["clean"][place, -1] == pytest.approx(own, rel=1e-6)
         table = score_rows(loaded, copies.filter(pl.col("copy_of") == row), without, EXACT)
@@ -83,7 +80,7 @@ def test_judgements_do_not_depend_on_batches_order_or_company(
     loaded, profile, batch_tokens: int
 ) -> None:
     first = score_rows(loaded, TRAIN, profile, EXACT)
-    options = replace(EXACT, batch_tokens=batch_tokens, window_rows=5)
+    options = EXACT.model_copy(update={"batch_tokens": batch_tokens, "window_rows": 5})
     features = pl.concat(feature_parts(loaded, TRAIN.reverse().head(7), options))
     again = score_features(features.lazy(), profile, options)
     both = again.join(first, on=["shard", "row"], suffix="_first")
@@ -102,7 +99,7 @@ def test_judgements_do_not_depend_on_batches_order_or_company(
 
 def test_a_probe_keeps_to_its_own_metric(loaded, profile) -> None:
     """Valued in another metric, a row is judged as it was."""
-    other = replace(EXACT, preconditioner="activation", damping=0.5)
+    other = EXACT.model_copy(update={"preconditioner": "activation", "damping": 0.5})
     plain = score_rows(loaded, TRAIN, profile, EXACT)
     preconditioned = score_rows(loaded, TRAIN, profile, other)
     assert plain["value"].to_list() != preconditioned["value"].to_list()
@@ -141,7 +138,7 @@ def test_without_a_probe(loaded) -> None:
     scores = fv.value_dataset(TRAIN, VALIDATION, model=loaded, noise=None)
     assert scores["noise_probability"].null_count() == len(TRAIN)
     with pytest.raises(ValueError, match="no noise probe has been fitted"):
-        fv.select_rows(scores, fv.Selection(max_noise_probability=0.5))
+        fv.select_rows(scores, fv.Selection())
 
 
 def test_rows_that_cannot_be_scored_are_not_judged(loaded, profile) -> None:
@@ -151,7 +148,9 @@ def test_rows_that_cannot_be_scored_are_not_judged(loaded, profile) -> None:
 
 
 def test_at_most_so_many_rows_are_copied(loaded) -> None:
-    few = replace(EXACT, noise=fv.NoiseOptions(recipes=("word_shuffle",), copies=1, max_rows=5))
+    few = EXACT.model_copy(
+        update={"noise": fv.NoiseOptions(recipes=("word_shuffle",), copies=1, max_rows=5)}
+    )
     profile, _ = build_profile(loaded, VALIDATION, few)
     assert profile.noise.rows == 5
     assert len(profile.rows) == 14

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forvalue_dagster.engine.fidelity import measure_fidelity, seeded_sample
-from forvalue_dagster.engine.options import Refine
 from forvalue_dagster.engine.refine import refine_scores
-from forvalue_dagster.engine.selection import Selection, select_rows
+from forvalue_dagster.engine.selection import select_rows
+from forvalue_dagster.options.selection import Refine, Selection
 
 
 def tables(rows: int, noise: float, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -65,15 +67,22 @@ class Model:
         )
 
 
+def policy(**limits: Any) -> Selection:
+    """Ranks by value and, unless a limit is given, keeps everything."""
+    return Selection(
+        **{"by": "value", "keep_fraction": None, "max_noise_probability": None} | limits
+    )
+
+
 POLICIES = {
-    "fraction": Selection(keep_fraction=0.2),
-    "count and threshold": Selection(keep_count=40, min_value=0.5),
-    "threshold": Selection(min_value=0.5),
-    "per token": Selection(by="value_per_token", keep_fraction=0.3),
-    "alignment": Selection(by="alignment", keep_fraction=0.1),
-    "tokens": Selection(keep_fraction=0.5, token_budget=900),
-    "mean": Selection(across_groups="mean", keep_fraction=0.1),
-    "maximum": Selection(across_groups="maximum", keep_fraction=0.1),
+    "fraction": policy(keep_fraction=0.2),
+    "count and threshold": policy(keep_count=40, min_value=0.5),
+    "threshold": policy(min_value=0.5),
+    "per token": policy(by="value_per_token", keep_fraction=0.3),
+    "alignment": policy(by="alignment", keep_fraction=0.1),
+    "tokens": policy(keep_fraction=0.5, token_budget=900),
+    "mean": policy(across_groups="mean", keep_fraction=0.1),
+    "maximum": policy(across_groups="maximum", keep_fraction=0.1),
 }
 
 
@@ -107,7 +116,7 @@ def test_whatever_comes_a_resolved_boundary_is_right(
     rows: int, noise: float, keep: float, share: float, seed: int
 ) -> None:
     near, exact = tables(rows, noise, seed)
-    selection, model = Selection(keep_fraction=keep), Model(exact)
+    selection, model = policy(keep_fraction=keep), Model(exact)
     # The band covers every error there is, as it does when the errors seen are typical.
     scores, outcome = refine_scores(near, selection, model, Refine(share, 8, safety=1000))
     assert len(model.asked) == len(set(model.asked)) == outcome.refined
@@ -118,7 +127,7 @@ def test_whatever_comes_a_resolved_boundary_is_right(
 
 def test_a_budget_that_is_too_small_is_unresolved() -> None:
     near, exact = tables(400, 0.05, 0)
-    _, outcome = refine_scores(near, Selection(keep_fraction=0.2), Model(exact), Refine(0.02))
+    _, outcome = refine_scores(near, policy(keep_fraction=0.2), Model(exact), Refine(0.02))
     assert outcome.refined == 7
     assert outcome.boundary == "unresolved"
 
@@ -126,22 +135,22 @@ def test_a_budget_that_is_too_small_is_unresolved() -> None:
 def test_nothing_to_decide_needs_no_pass() -> None:
     near, exact = tables(50, 0.05, 0)
     model = Model(exact)
-    _, outcome = refine_scores(near, Selection(), model, Refine())
+    _, outcome = refine_scores(near, policy(), model, Refine())
     assert (outcome.refined, outcome.resolved, model.asked) == (0, True, [])
 
 
 def test_turns_have_no_boundary() -> None:
     near, exact = tables(50, 0.05, 0)
     with pytest.raises(ValueError, match="taken by turns, so no boundary"):
-        refine_scores(near, Selection(across_groups="balanced"), Model(exact), Refine())
+        refine_scores(near, policy(across_groups="balanced"), Model(exact), Refine())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_share": 0.0}, "max_share must lie in"),
-        ({"first_rows": 0}, "first_rows must be at least 1"),
-        ({"safety": 0.5}, "safety must be at least 1"),
+        ({"max_share": 0.0}, "max_share\\n.*greater than 0"),
+        ({"first_rows": 0}, "first_rows\\n.*greater than or equal to 1"),
+        ({"safety": 0.5}, "safety\\n.*greater than or equal to 1"),
     ],
 )
 def test_meaningless_options(options: dict, message: str) -> None:

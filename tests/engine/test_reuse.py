@@ -11,8 +11,8 @@ from upath import UPath
 
 import forvalue_dagster as fv
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.reuse import FeaturePass
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.storage.feature_store import FeatureStore
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.parquet import write_table

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_dagster.engine.selection import Selection, select_rows
+from forvalue_dagster.engine.selection import select_rows
+from forvalue_dagster.options.selection import Selection
 
 
 def scores(values: list[float | None], ids: str | None = None, tokens: int = 10) -> pl.DataFrame:
@@ -27,13 +28,17 @@ def scores(values: list[float | None], ids: str | None = None, tokens: int = 10)
     )
 
 
+# Ranks by value and, unless a limit is given, keeps everything.
+EVERYTHING = {"by": "value", "keep_fraction": None, "max_noise_probability": None}
+
+
 def kept(frame: pl.DataFrame, **policy) -> list[int]:
-    decided = select_rows(frame, Selection(**policy))
+    decided = select_rows(frame, Selection(**EVERYTHING | policy))
     assert decided.drop("drop_reason").equals(frame)
     return decided.filter(pl.col("drop_reason").is_null())["row"].to_list()
 
 
-def test_everything_scored_is_kept_by_default() -> None:
+def test_without_limits_everything_scored_is_kept() -> None:
     assert kept(scores([1.0, None, -3.0])) == [0, 2]
 
 
@@ -55,16 +60,24 @@ def test_limits(policy: dict, expected: list[int]) -> None:
     assert kept(scores([-1.0, 3.0, None, 4.0, 2.0]), **policy) == expected
 
 
+def test_by_default_the_better_half_by_alignment_is_kept_among_rows_that_are_not_noisy() -> None:
+    noise = pl.Series([0.9, 0.1, 0.1, 0.1, 0.1])
+    frame = scores([-9.0, 4.0, 3.0, 2.0, 1.0]).with_columns(noise_probability=noise)
+    decided = select_rows(frame, Selection())  # alignment is minus the value here
+    assert decided.filter(pl.col("drop_reason").is_null())["row"].to_list() == [2, 3, 4]
+    assert decided["drop_reason"][0] == "above max_noise_probability"
+
+
 def test_one_of_several_duplicates_is_kept() -> None:
     frame = scores([1.0, 1.0, 2.0], ids="aab")
-    decided = select_rows(frame, Selection())
+    decided = select_rows(frame, Selection(**EVERYTHING))
     assert decided["drop_reason"].to_list() == [None, "duplicate", None]
     assert kept(frame, drop_duplicates=False) == [0, 1, 2]
 
 
 def test_unreadable_rows_are_no_duplicates_of_each_other() -> None:
     frame = scores([None, None, 2.0]).with_columns(sample_id=pl.Series([None, None, "a"]))
-    decided = select_rows(frame, Selection())
+    decided = select_rows(frame, Selection(**EVERYTHING))
     assert decided["drop_reason"].to_list() == ["skipped: no_response"] * 2 + [None]
 
 
@@ -74,7 +87,7 @@ def test_a_skipped_duplicate_does_not_displace_the_scored_row() -> None:
 
 
 def test_noise_probabilities_must_exist() -> None:
-    with pytest.raises(ValueError, match="no noise probe has been fitted"):
+    with pytest.raises(ValueError, match=r"is 0\.5, but .* no noise probe .* Set it to None"):
         select_rows(scores([1.0]), Selection(max_noise_probability=0.5))
     noisy = scores([1.0, 2.0]).with_columns(noise_probability=pl.Series([0.2, 0.9]))
     assert kept(noisy, max_noise_probability=0.5) == [0]
@@ -95,7 +108,8 @@ def test_order_of_rows_decides_nothing(values: list[float], random) -> None:
     [{"keep_fraction": 0.0}, {"keep_fraction": 1.1}, {"keep_count": 0}, {"token_budget": 0}],
 )
 def test_meaningless_policies(policy: dict) -> None:
-    with pytest.raises(ValueError, match="must"):
+    ((name, value),) = policy.items()
+    with pytest.raises(ValueError, match=rf"{name}\n.* should be .*input_value={value}"):
         Selection(**policy)
 
 

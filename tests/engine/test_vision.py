@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from forvalue_dagster.data.batching import batches, pad
 from forvalue_dagster.data.chat import SkippedRow
 from forvalue_dagster.data.images import decode_picture
 from forvalue_dagster.engine.forward import pass_batch
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, score_rows
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import LoadedModel, load_model, prepare_model
+from forvalue_dagster.options.model import ModelConfig
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.positions import ResponsePositions
 from tests.tiny import tiny_loaded
@@ -177,10 +176,10 @@ def test_batches_windows_and_workers_change_nothing(family: str) -> None:
     profile, _ = build_profile(model, frame(), options)
     expected = score_rows(model, frame(), profile, options)
     for other in (
-        replace(options, batch_tokens=1),
-        replace(options, batch_image_mb=0.01, image_workers=1),
-        replace(options, window_rows=2, image_workers=3),
-        replace(options, remembered_images=4, image_workers=0),
+        options.model_copy(update={"batch_tokens": 1}),
+        options.model_copy(update={"batch_image_mb": 0.01, "image_workers": 1}),
+        options.model_copy(update={"window_rows": 2, "image_workers": 3}),
+        options.model_copy(update={"remembered_images": 4, "image_workers": 0}),
     ):
         again = score_rows(model, frame(), profile, other)
         error = (again["value"] - expected["value"]).abs() / expected["gradient_norm"]
@@ -290,7 +289,7 @@ def test_a_warm_up_trains_on_images(tmp_path: Path) -> None:
     quick = fv.WarmUp(rank=2, epochs=1, batch_rows=3)
     adapter, used = fv.train_adapter(config, frame(), "response", quick, tmp_path / "warm-up")
     assert used == list(range(6))
-    adapted = load_model(replace(config, adapter=str(adapter)))
+    adapted = load_model(config.model_copy(update={"adapter": str(adapter)}))
     assert adapted.processor is not None
     assert adapted.fingerprint.adapter is not None
     options = ValuationOptions(noise=None)

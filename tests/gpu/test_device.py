@@ -18,9 +18,9 @@ from forvalue_dagster.data.read import read_rows
 from forvalue_dagster.engine.encoding import encode_rows
 from forvalue_dagster.engine.features import feature_head, feature_parts
 from forvalue_dagster.engine.forward import pass_batch
-from forvalue_dagster.engine.options import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile, exact_head, score_rows
 from forvalue_dagster.models.loading import LoadedModel, prepare_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation import prediction_error
 from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.preconditioner import Preconditioner

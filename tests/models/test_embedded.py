@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from forvalue_dagster.models import embedded
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.model import ModelConfig
 
 
 def test_the_missing_wheel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

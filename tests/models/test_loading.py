@@ -13,9 +13,9 @@ import torch
 
 import forvalue_dagster as fv
 from forvalue_dagster.engine.fingerprint import fingerprint
-from forvalue_dagster.engine.options import ValuationOptions
-from forvalue_dagster.models.config import ModelConfig
 from forvalue_dagster.models.loading import ModelLoadError, load_model
+from forvalue_dagster.options.model import ModelConfig
+from forvalue_dagster.options.valuation import ValuationOptions
 from tests.tiny import CHATML, byte_tokenizer, tiny_model
 
 IDS = torch.arange(3, 20)[None]

@@ -20,11 +20,11 @@ from transformers import Trainer
 import forvalue_dagster as fv
 from forvalue_dagster.data.chat import EncodedRow
 from forvalue_dagster.models import loading
-from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.models.errors import WarmUpError
 from forvalue_dagster.models.loading import load_model
 from forvalue_dagster.models.training_loop import _collate
 from forvalue_dagster.models.warm_up import train_adapter
-from forvalue_dagster.models.warm_up_config import WarmUpError
+from forvalue_dagster.options.model import ModelConfig
 from tests.engine.test_functions import make_rows
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -141,7 +141,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 import torch
-from forvalue_dagster.models.config import ModelConfig
+from forvalue_dagster.options.model import ModelConfig
 from forvalue_dagster.models.warm_up import train_adapter
 from tests.models.test_warm_up import QUICK, ROWS
 torch.set_num_threads(1)
@@ -233,9 +233,9 @@ def test_an_adapter_that_is_not_finite_is_never_saved(base, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank must be positive"),
-        ({"epochs": -1}, "epochs must be positive"),
-        ({"rows": "both"}, "expected 'validation' or 'training'"),
+        ({"rank": 0}, "rank\\n.*greater than 0"),
+        ({"epochs": -1}, "epochs\\n.*greater than 0"),
+        ({"rows": "both"}, "should be 'validation' or 'training'"),
     ],
 )
 def test_meaningless_options(options: dict, message: str) -> None:

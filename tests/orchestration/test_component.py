@@ -167,7 +167,7 @@ def test_templates_stand_for_text_numbers_and_objects() -> None:
         ({"gate": {"max_noise_fraction": 3}}, "less than or equal to 1"),
         ({"gate": {"max_noise": 0.3}}, "max_noise"),
         ({"training_rows": {"pth": "x"}}, "pth"),
-        ({"refine": {"max_share": 7}}, "max_share must lie in"),
+        ({"refine": {"max_share": 7}}, "less than or equal to 1"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -324,4 +324,4 @@ def test_the_projects_own_pipeline_is_a_component() -> None:
     resources = demo_definitions(Path("/demo")).resources
     assert resources is not None
     assert resources["training_rows"].path == "/demo/data/train"
-    assert resources["selection"].selection() == POLICY
+    assert fv.Selection.of(resources["selection"]) == POLICY

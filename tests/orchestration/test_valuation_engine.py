@@ -286,9 +286,3 @@ def test_warnings_of_the_pass_reach_the_run_log(project: Project, monkeypatch) -
     (result,) = project.value("good")
     messages = [entry.user_message for entry in project.instance.all_logs(result.run_id)]
     assert "A batch of 100 tokens did not fit in memory; going on with 50." in messages
-
-
-def test_a_policy_that_contradicts_itself_is_refused_at_once(project: Project) -> None:
-    project.options = {"selection": fv.SelectionPolicy(across_groups="balanced")}
-    with pytest.raises(ValueError, match="one alignment, not one for each group"):
-        _ = project.definitions

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from forvalue_dagster.quality.verdicts import SHIFTED, GateRules, judge_kept, judge_shard
+from forvalue_dagster.options.gate import GateRules
+from forvalue_dagster.quality.verdicts import SHIFTED, judge_kept, judge_shard
 from forvalue_dagster.valuation.noise import NoiseProbe, fit_probe, probabilities
 from forvalue_dagster.valuation.prompt_space import fit_prompt_space
 

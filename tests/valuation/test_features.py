@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation import feature_value
 from forvalue_dagster.valuation.feature_value import feature_pairs, feature_values
 from forvalue_dagster.valuation.features import OUTLIERS, TokenFeatures, token_features
 from forvalue_dagster.valuation.pairwise import pairwise_values
 from forvalue_dagster.valuation.positions import ResponsePositions
-from forvalue_dagster.valuation.precision import FeaturePrecision
 from forvalue_dagster.valuation.preconditioner import Metric, Preconditioner
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 from forvalue_dagster.valuation.profile import ValidationProfile
@@ -270,7 +270,7 @@ def test_a_profile_is_spent_only_when_asked(preconditioner: Preconditioner) -> N
 
 
 def test_meaningless_precisions() -> None:
-    with pytest.raises(ValueError, match="top_errors must be at least 1"):
+    with pytest.raises(ValueError, match=r"top_errors\n.*greater than or equal to 1"):
         FeaturePrecision(0)
-    with pytest.raises(ValueError, match="expected 'int8', 'float16' or 'float32'"):
+    with pytest.raises(ValueError, match="should be 'int8', 'float16' or 'float32'"):
         FeaturePrecision(hidden="int4")

@@ -3,7 +3,6 @@
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.engine.columns import ATTRIBUTION_COLUMNS
-from forvalue_dagster.engine.options import Attribution
+from forvalue_dagster.options.selection import Attribution
 from forvalue_dagster.orchestration.assets.shards import ShardTable, materialize_shards
 from forvalue_dagster.orchestration.automation.conditions import behind_checks, fan_in
 from forvalue_dagster.orchestration.checks.judging import stored_profile
@@ -75,7 +74,7 @@ def build_attribution_assets(
 
     @decorate(
         key=naming.key("validation_attribution"),
-        code_version=code_version(asdict(attribution)),
+        code_version=code_version(attribution.model_dump()),
         ins={
             "sample_features": dg.AssetIn(key=features, metadata=every_shard),
             "raw_finetuning_data": dg.AssetIn(key=rows, metadata=every_shard),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import sha256
 
 import dagster as dg
@@ -11,7 +10,8 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.engine.columns import PLACE
-from forvalue_dagster.engine.selection import Selection, select_rows
+from forvalue_dagster.engine.selection import select_rows
+from forvalue_dagster.options.selection import Selection
 from forvalue_dagster.orchestration.options.policies import SelectionPolicy
 from forvalue_dagster.quality.manifest import ShardEntry
 
@@ -49,22 +49,21 @@ def stop_or_exclude(
 
 def policy_in_force(
     context: dg.AssetExecutionContext, selection: SelectionPolicy, entries: Iterable[ShardEntry]
-) -> Selection:
+) -> SelectionPolicy:
     """Return the policy; a probe that proves nothing, where that is let pass, drops no rows."""
-    policy = selection.selection()
     unfit = any(
         entry.passed
         and entry.verdict.verdict == "uncertified"
         and entry.verdict.noise_fraction is None
         for entry in entries
     )
-    if policy.max_noise_probability is None or not unfit:
-        return policy
+    if selection.max_noise_probability is None or not unfit:
+        return selection
     context.log.warning(
         "max_noise_probability drops no rows: the noise probe proves nothing, which the gate's "
         "policy lets pass."
     )
-    return replace(policy, max_noise_probability=None)
+    return selection.model_copy(update={"max_noise_probability": None})
 
 
 def decide(

@@ -93,7 +93,7 @@ def build_filtered_dataset(
         "dagster_type": _TABLE,
         "io_manager_key": naming.resource("parquet_io_manager"),
         "code_version": code_version(
-            resolved(selection), resolved(gate), asdict(plan.refine) if plan.refine else None
+            resolved(selection), resolved(gate), plan.refine and plan.refine.model_dump()
         ),
         "automation_condition": fan_in(
             gate.on_blocked_shard, ignoring=naming.files, shared=naming.shared
@@ -171,7 +171,7 @@ def build_filtered_dataset(
         entries = [
             traced(context.instance, entry, naming, plan)
             for entry in judge_shards(
-                context.instance, naming, scores, raw_finetuning_data, probe, gate.rules()
+                context.instance, naming, scores, raw_finetuning_data, probe, gate
             )
         ]
         stop_or_exclude(context, entries, missing, gate.on_blocked_shard)
@@ -209,7 +209,7 @@ def build_filtered_dataset(
             on_blocked_shard=gate.on_blocked_shard,
             partitions=naming.dynamic_shards,
             rows={"in": len(decided), "kept": len(kept), "dropped": len(dropped)},
-            selection=asdict(policy),
+            selection=resolved(policy),
             refinement=None if refinement is None else asdict(refinement),
             policy=resolved(gate, without=("allow_overrides", "override_reason")),
             overrides=overrides(

@@ -8,9 +8,8 @@ import dagster as dg
 import polars as pl
 
 from forvalue_dagster.engine.columns import PLACE
-from forvalue_dagster.engine.options import Refine
 from forvalue_dagster.engine.refine import Refinement, refine_scores
-from forvalue_dagster.engine.selection import Selection
+from forvalue_dagster.options.selection import Refine, Selection
 from forvalue_dagster.orchestration.checks.judging import stored_profile
 from forvalue_dagster.orchestration.naming import Naming
 from forvalue_dagster.orchestration.options.plan import Plan

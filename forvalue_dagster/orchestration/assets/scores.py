@@ -185,9 +185,7 @@ def _judge(
         return None
     path = storage.path(*naming.key("validation_data").path).with_suffix(".parquet")
     validation = scan_table(storage, path).collect()
-    return ScoreJudge(
-        context.asset_key, StoredProbe.of(profile), validation, gate.rules(), warnings
-    )
+    return ScoreJudge(context.asset_key, StoredProbe.of(profile), validation, gate, warnings)
 
 
 def _describe(

@@ -7,7 +7,6 @@ would make all features stale. It records which rows it was trained on instead.
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
 import json
-from dataclasses import asdict
 from hashlib import sha256
 
 import dagster as dg
@@ -27,13 +26,14 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
     warm_up = plan.warm_up
     if warm_up is None:
         raise ValueError("The plan has no warm-up, so there is no model to train.")
-    configuration = json.dumps(asdict(warm_up), sort_keys=True)
+    settings = warm_up.model_dump()
+    configuration = json.dumps(settings, sort_keys=True)
 
     @dg.asset(
         key=naming.key("valuation_model"),
         group_name=naming.group,
         kinds={"torch", "huggingface"},
-        code_version=code_version(asdict(warm_up)),
+        code_version=code_version(settings),
         automation_condition=when_configured_anew(),
         description="A LoRA adapter that adapts the base model to the task before anything is "
         "valued. Pinned: it is trained again only when asked for.",
@@ -68,13 +68,13 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         trained_on = rows[used]["sample_id"].to_list()
         record = {"adapter": digest, "base": valuation.name, "sample_ids": trained_on}
         with atomic_write(pointer) as stream:
-            stream.write(json.dumps(record | asdict(warm_up), indent=2).encode())
+            stream.write(json.dumps(record | settings, indent=2).encode())
         return dg.MaterializeResult(
             data_version=dg.DataVersion(digest),
             metadata={
                 "adapter": digest,
                 "rows": len(trained_on),
-                "configuration": dg.MetadataValue.json(asdict(warm_up)),
+                "configuration": dg.MetadataValue.json(settings),
                 "record": dg.MetadataValue.path(str(pointer)),
             },
         )

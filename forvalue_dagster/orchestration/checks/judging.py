@@ -11,10 +11,11 @@ import polars as pl
 
 from forvalue_dagster.data.digest import digest
 from forvalue_dagster.engine.columns import PLACE
+from forvalue_dagster.options.gate import GateRules
 from forvalue_dagster.orchestration.naming import BLOCKING_CHECKS, Naming
 from forvalue_dagster.quality.manifest import MadeFrom, ShardEntry
 from forvalue_dagster.quality.standing import check_standing, latest_materialization
-from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict, judge_shard
+from forvalue_dagster.quality.verdicts import ShardVerdict, judge_shard
 from forvalue_dagster.storage.tensors import TensorFile
 from forvalue_dagster.valuation.noise import NoiseProbe
 from forvalue_dagster.valuation.prompt_space import PromptSpace

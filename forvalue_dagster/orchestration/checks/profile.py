@@ -46,7 +46,7 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         distinct = len(set(nll)) / len(nll)
         if distinct < _MIN_DISTINCT:
             problems.append(f"only {distinct:.0%} of the rows are distinct")
-        objection = probe_objection(profile.noise, gate.rules())
+        objection = probe_objection(profile.noise, gate)
         if objection:
             problems.append(objection)
         metadata: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from forvalue_dagster.options.gate import GateRules
 from forvalue_dagster.orchestration.checks.judging import StoredProbe
 from forvalue_dagster.orchestration.display.describe import (
     EXTREMES,
@@ -32,7 +33,7 @@ from forvalue_dagster.orchestration.naming import (
 from forvalue_dagster.orchestration.options.policies import GatePolicy, WarningPolicy
 from forvalue_dagster.quality.distribution import ValueHistogram, stability_index
 from forvalue_dagster.quality.standing import latest_materialization
-from forvalue_dagster.quality.verdicts import GateRules, ShardVerdict
+from forvalue_dagster.quality.verdicts import ShardVerdict
 from forvalue_dagster.storage.tensors import TensorFile
 
 # Metadata: how values are spread, and how they were when the shard was last valued.
@@ -99,9 +100,7 @@ def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
         warnings: WarningPolicy,
     ) -> Iterator[dg.AssetCheckResult]:
         latest = latest_materialization(context.instance, key, context.partition_key)
-        judge = ScoreJudge(
-            key, StoredProbe.of(validation_profile), validation_data, gate.rules(), warnings
-        )
+        judge = ScoreJudge(key, StoredProbe.of(validation_profile), validation_data, gate, warnings)
         previous = latest.metadata.get(f"previous_{HISTOGRAM}") if latest else None
         yield from judge.check(context.partition_key, value_scores, raw_finetuning_data, previous)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, InstanceOf, model_validator
+
+from forvalue_dagster.options.base import Options
 
 Kind = Literal["blocked", "warning", "stale", "override"]
 
@@ -25,26 +29,28 @@ class Alert:
     text: str
 
 
-@dataclass(frozen=True)
-class Alerts:
-    """Who is told of blocked shards, warnings, stale datasets and overrides, once each.
+class Alerts(Options, hide_input_in_errors=True):  # a webhook is a secret
+    """Who is told of blocked shards, warnings, stale datasets and overrides, once each."""
 
-    Attributes:
-        webhook: URL that JSON is posted to, {"text": …, "kind": …, "subject": …}: as an incoming
-            webhook of Slack, Mattermost or Teams takes it; best an EnvVar, for it is a secret.
-        notify: called with each Alert, instead of or beside the webhook.
-        stale_minutes: a dataset is reported when it has been stale for so long.
-        seconds: between two looks.
-        running: whether the sensor runs by default.
-    """
+    webhook: InstanceOf[str] | None = Field(  # keeps an EnvVar as it is
+        default=None,
+        repr=False,
+        description='URL that JSON is posted to, {"text": …, "kind": …, "subject": …}: as an '
+        "incoming webhook of Slack, Mattermost or Teams takes it; best an EnvVar, for it is a "
+        "secret.",
+    )
+    notify: Callable[[Alert], object] | None = Field(
+        default=None,
+        description="Called with each Alert, instead of or beside the webhook.",
+    )
+    stale_minutes: float = Field(
+        default=60, description="A dataset is reported when it has been stale for so long."
+    )
+    seconds: int = Field(default=60, ge=1, description="Seconds between two looks.")
+    running: bool = Field(default=True, description="Whether the sensor runs by default.")
 
-    webhook: str | None = None
-    notify: Callable[[Alert], object] | None = None
-    stale_minutes: float = 60
-    seconds: int = 60
-    running: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what would tell nobody."""
+    @model_validator(mode="after")
+    def _somebody_is_told(self) -> Self:
         if self.webhook is None and self.notify is None:
             raise ValueError("Alerts tell nobody: set webhook, notify or both.")
+        return self

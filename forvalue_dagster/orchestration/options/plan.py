@@ -7,40 +7,39 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dagster as dg
+from pydantic import Field, InstanceOf
 
-from forvalue_dagster.engine.options import Attribution, Refine
-from forvalue_dagster.models.warm_up_config import WarmUp
+from forvalue_dagster.options.base import Options
+from forvalue_dagster.options.selection import Attribution, Refine
+from forvalue_dagster.options.warm_up import WarmUp
 
 # (context of the step, what the worker is to know) → the finished process.
 Worker = Callable[[dg.AssetExecutionContext, dict[str, Any]], dg.PipesClientCompletedInvocation]
 
 
-@dataclass(frozen=True)
-class Automation:
-    """When the graph looks for changes, and how many shards it takes at a time.
+class Automation(Options):
+    """When the graph looks for changes, and how many shards it takes at a time."""
 
-    Attributes:
-        running: whether the sensors, and the schedule, run by default: those that watch rows and a
-            local model, and the one that makes again what rests on a change.
-        schedule: a cron expression; rows are then looked at by a schedule at its hours, in place of
-            the sensors that watch them.
-        seconds: between two looks of a sensor.
-        shards_per_tick: at most so many new or changed shards are registered in one look of a
-            sensor; the schedule takes all.
-        shards_per_run: at most so many shards in a run over many.
-    """
-
-    running: bool = True
-    schedule: str | None = None
-    seconds: int = 30
-    shards_per_tick: int = 200
-    shards_per_run: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        for name in ("seconds", "shards_per_tick", "shards_per_run"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+    running: bool = Field(
+        default=True,
+        description="Whether the sensors, and the schedule, run by default: those that watch rows "
+        "and a local model, and the one that rebuilds whatever depends on a change.",
+    )
+    schedule: str | None = Field(
+        default=None,
+        description="A cron expression; rows are then looked at by a schedule at its hours, in "
+        "place of the sensors that watch them.",
+    )
+    seconds: int = Field(default=30, ge=1, description="Seconds between two looks of a sensor.")
+    shards_per_tick: int = Field(
+        default=200,
+        ge=1,
+        description="At most so many new or changed shards are registered in one look of a "
+        "sensor; the schedule takes all.",
+    )
+    shards_per_run: int = Field(
+        default=100, ge=1, description="At most so many shards in a run over many."
+    )
 
     @property
     def status(self) -> dg.DefaultSensorStatus:
@@ -58,26 +57,28 @@ class Automation:
         return dg.BackfillPolicy.multi_run(self.shards_per_run)
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where the steps run that load the model.
+class Compute(Options):
+    """Where the steps run that load the model."""
 
-    Attributes:
-        pool: concurrency pool of these steps.
-        step_pools: step → another pool of it; the steps are named by their asset, or check.
-        op_tags: tags of these steps, for an executor or launcher.
-        step_tags: step → further tags of it.
-        retry_policy: of these steps.
-        worker: starts a process that computes features elsewhere (`forvalue_dagster.worker`); each
-            shard has a run and a process of its own then.
-    """
-
-    pool: str | None = None
-    step_pools: Mapping[str, str] = field(default_factory=dict)
-    op_tags: Mapping[str, Any] = field(default_factory=dict)
-    step_tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    retry_policy: dg.RetryPolicy | None = None
-    worker: Worker | None = None
+    pool: str | None = Field(default=None, description="Concurrency pool of these steps.")
+    step_pools: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Step → another pool of it; the steps are named by their asset, or check.",
+    )
+    op_tags: Mapping[str, Any] = Field(
+        default_factory=dict, description="Tags of these steps, for an executor or launcher."
+    )
+    step_tags: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="Step → further tags of it."
+    )
+    retry_policy: InstanceOf[dg.RetryPolicy] | None = Field(
+        default=None, description="Retry policy of these steps."
+    )
+    worker: Worker | None = Field(
+        default=None,
+        description="Starts a process that computes features elsewhere "
+        "(`forvalue_dagster.worker`); each shard has a run and a process of its own then.",
+    )
 
     def pool_of(self, step: str) -> str | None:
         """Return the pool of a step."""

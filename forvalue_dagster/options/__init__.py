@@ -1,0 +1,1 @@
+"""Every option, written once; neither torch nor Dagster is loaded to name one."""
