@@ -1,4 +1,4 @@
-"""Names of the forward statistics; apart, so that definitions may use them without torch."""
+"""Names of the forward statistics, in a module that does not import torch."""
 
 # Column name → what it is. Nats where a unit is due.
 FORWARD_STATISTICS: dict[str, str] = {

@@ -1,8 +1,8 @@
 """Values and pairs from token features: no model, no product over the vocabulary.
 
-A row's gradient is held as a few lines: Σ_t e_{t,u} h̃_t for each token u that any of its
-positions keeps. Values are the inner products of those lines with the lines of Ḡ, norms their
-squared lengths, pairs the products of the lines that two rows have in common.
+A row's gradient is stored sparsely, as Σ_t e_{t,u} h̃_t for each token u that any of its
+positions keeps. A value is the inner product of these vectors with those of Ḡ, a norm comes from
+their squared lengths, and a pair from the tokens that two rows have in common.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forvalue_dagster.valuation.value import RowValues
 
 # Positions whose sparse gradients are laid out at a time.
 CHUNK_POSITIONS = 4096
-# Lines of sparse gradients that are compared at a time: they stay in the processor's cache.
+# Vectors of sparse gradients that are compared at a time: they stay in the processor's cache.
 _LINES = 1024
 
 
@@ -29,7 +29,7 @@ def feature_values(features: TokenFeatures, direction: ValueDirection) -> RowVal
     """Value rows by their features; no model, no vocabulary-wide product.
 
     Args:
-        features: of R rows.
+        features: token features of R rows.
         direction: from `ValidationProfile.direction`, on the same device.
     """
     inner, squared_norms = [], []
@@ -59,13 +59,13 @@ def feature_pairs(
 ) -> Tensor:
     """Return ⟨G_i, G_v⟩ in the metric for all pairs [N, M], float64 on the CPU.
 
-    Two rows' gradients meet only in tokens that both keep, which are few: so the lines of both
-    sides are joined token by token. Chunks of both sides are held, never all of one.
+    Two rows' gradients overlap only in tokens that both keep, which are few. So both sides are
+    joined token by token. Chunks of both sides are in memory, never all of one side.
 
     Args:
-        training: of N rows.
-        validation: of M rows.
-        metric: of the preconditioner, in `dtype`.
+        training: token features of N rows.
+        validation: token features of M rows.
+        metric: metric of the preconditioner, in `dtype`.
         dtype: float32 or float64.
     """
     pairs = torch.zeros(len(training.lengths), len(validation.lengths), dtype=torch.float64)
@@ -84,7 +84,7 @@ def feature_pairs(
 def _by_token(
     features: TokenFeatures, metric: Metric, dtype: torch.dtype
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return token → (rows that keep it, their gradients' lines at it)."""
+    """Return token → (rows that keep it, their gradients at that token)."""
     tokens, owners, lines = (
         torch.cat(parts) for parts in zip(*_sparse_gradients(features, metric, dtype), strict=True)
     )
@@ -97,9 +97,9 @@ def _by_token(
 def _sparse_gradients(
     features: TokenFeatures, metric: Metric, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the rows' gradients as lines (token [B], row [B], G_row[token] [B, D]) by token.
+    """Yield the rows' gradients as (token [B], row [B], G_row[token] [B, D]), sorted by token.
 
-    One line is Σ_t e_{t,u} h̃_t over the positions t of one row that keep token u.
+    Each entry is Σ_t e_{t,u} h̃_t over the positions t of one row that keep token u.
     """
     hidden = metric.apply(features.dequantised(dtype))
     device = hidden.device
@@ -107,7 +107,7 @@ def _sparse_gradients(
     owner = torch.arange(rows, device=device).repeat_interleave(
         torch.tensor(features.lengths, device=device)
     )
-    # By token first: neighbouring lines then read the same lines of Ḡ.
+    # By token first: neighbouring entries then read the same part of Ḡ.
     key, order = (features.ids.long() * rows + owner[:, None]).flatten().sort(stable=True)
     lines, counts = torch.unique_consecutive(key, return_counts=True)
     position = order // features.ids.shape[1]

@@ -1,4 +1,4 @@
-"""Token features: the method's two ingredients, kept so that no later valuation needs the model.
+"""Token features: what is stored of each token, so that no later valuation needs the model.
 
 For every response position the last hidden state h_t, rounded, and the k entries of the
 prediction error e_t that are largest in magnitude, the label's always among them. For any
@@ -22,8 +22,8 @@ from forvalue_dagster.options.valuation import FeaturePrecision
 from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.prediction_error import PredictionErrors
 
-# A hidden state's largest entries can exceed all others a hundredfold. Kept apart, they leave the
-# range of the rounded ones to the rest: with four of them the largest error of a preconditioned
+# A hidden state's largest entries can be a hundred times all others. Stored apart, they do not
+# widen the range of the rounded ones: with four of them apart the largest error of a preconditioned
 # value fell to a quarter, and int8 keeps the order of exact values (benchmarks/feature_fidelity).
 OUTLIERS = 4
 _TENSORS = ("hidden", "scale", "outlier_dims", "outliers", "ids", "errors")
@@ -40,7 +40,7 @@ class TokenFeatures:
         outliers: those entries, float32.
         ids: tokens of the kept errors [P, k], int32, distinct in each position.
         errors: e_t at those tokens [P, k], float16 or float32.
-        lengths: how many positions each row has.
+        lengths: number of positions of each row.
     """
 
     hidden: Tensor
@@ -105,12 +105,12 @@ class TokenFeatures:
 def token_features(
     errors: PredictionErrors, positions: ResponsePositions, precision: FeaturePrecision
 ) -> TokenFeatures:
-    """Keep the features of some positions.
+    """Return the features of some positions.
 
     Args:
-        errors: of the same positions, with `precision.top_errors` largest errors found.
+        errors: prediction errors of the same positions, the `precision.top_errors` largest found.
         positions: the positions.
-        precision: how much is kept.
+        precision: the precision to keep.
     """
     ids, kept = errors.top()
     return TokenFeatures(

@@ -1,8 +1,8 @@
 """The sums of a sweep in one reading of the logits, on a GPU.
 
-In separate operations they read and write the P × V logits some nine times, which takes longer
-than the product that made them. The plain operations in `prediction_error.py` say what is
-computed, and are what every other device runs.
+Separate operations read and write the P × V logits about nine times, which takes longer than the
+product that made them. The plain operations in `prediction_error.py` compute the same, and run on
+every other device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     LOWEST: tl.constexpr,
 ):
-    """Sum one position's logits; a program for each."""
+    """Sum one position's logits; one program for each position."""
     row = tl.program_id(0).to(tl.int64)
     reference = tl.load(own + row)
     highest = tl.load(start_maximum + row)
@@ -68,7 +68,7 @@ def sums(
         own: the labels' logits [n].
         maximum: largest logit of earlier tiles [n].
         group: size of a group of neighbouring tokens, a power of two.
-        lowest: what stands where no token is.
+        lowest: value of the places without a token.
 
     Returns:
         (maximum, Σ exp(z − maximum), Σ exp(z − maximum) z, number of entries above `own`, all
@@ -113,7 +113,7 @@ def _weigh_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    """Weigh one position's products by its exponentials; a program for each."""
+    """Weigh one position's products by its exponentials; one program for each position."""
     row = tl.program_id(0).to(tl.int64)
     highest = tl.load(maximum + row)
     to = tl.load(place + row) * COLUMNS
@@ -146,9 +146,9 @@ def weigh(
         z: logits [n, C], float32.
         maximum: [n].
         against: [n, C], float32.
-        place: where each position's exponentials go [n], int64.
-        parts: room for the exponentials in two bfloat16 parts, C entries for each place; None
-            where they are not kept.
+        place: index in `parts` of each position's exponentials [n], int64.
+        parts: buffer for the exponentials in two bfloat16 parts, C entries for each place; None
+            where they are not needed.
     """
     rows, columns = z.shape
     found = torch.empty_like(maximum)

@@ -1,7 +1,7 @@
-"""What the value of a validation row, or of a copy of it, is to all the other validation rows.
+"""The value of a validation row, or of a copy of it, for all the other validation rows.
 
-A row of the validation set points along Ḡ partly because it is in Ḡ. Without it, exactly, for a
-row v and a copy v′ of it (v′ = v for the row itself), of M rows:
+A validation row points along Ḡ partly because it is in Ḡ. With the row v left out of M rows, for a
+copy v′ of it (v′ = v for the row itself), exactly:
 
     ⟨G_v′, Ḡ₋ᵥ⟩ = (M ⟨G_v′, Ḡ⟩ − ⟨G_v′, G_v⟩) / (M − 1)
     ‖Ḡ₋ᵥ‖²      = (M² ‖Ḡ‖² − 2 M ⟨G_v, Ḡ⟩ + ‖G_v‖²) / (M − 1)²
@@ -23,10 +23,10 @@ def leave_one_out(
     counts: Tensor,
     norm: float,
 ) -> RowValues:
-    """Return the values of validation rows, or of copies of them, to the other rows.
+    """Return the values of validation rows, or of copies of them, for the other rows.
 
     Args:
-        values: of R rows v′, against all validation rows.
+        values: values of R rows v′, against all validation rows.
         owners: values of the rows v that each is a copy of [R].
         own_pairs: ⟨G_v′, G_v⟩ [R], float64.
         groups: index of v's group [R], int64.
@@ -34,10 +34,10 @@ def leave_one_out(
         norm: ‖Ḡ‖.
 
     Returns:
-        The same for Ḡ without v; NaN for the value to a group of which v is the only row.
+        The same for Ḡ without v; NaN for the value for a group whose only row is v.
 
     Raises:
-        ValueError: if there is one validation row only: nothing is left.
+        ValueError: if there is only one validation row, so that none is left.
     """
     rows = int(counts.sum())
     if rows < 2:

@@ -3,8 +3,8 @@
 The value score does not see noise. The validation rows are trusted; so copies of them are damaged
 by known recipes, and a small regularised logistic regression with one class for each recipe
 learns what damage does to the statistics of a row (each kind has a direction of its own: shuffled
-words surprise the model, a loop bores it). It is cross-fitted by row: a validation row and its
-copies are judged by models that saw neither. Those judgements are the reference that a training
+words surprise the model, a loop does not). It is cross-fitted by row: a validation row and its
+copies are scored by models that saw neither. Those scores are the reference that a training
 set is compared with (`noise_fraction.py`), so they must be what unseen rows would get.
 """
 
@@ -24,10 +24,10 @@ FOLDS = 10
 PENALTY = 1.0
 # Score of a class that a fold has no example of: finite, so that folds can be averaged.
 _NEVER = -50.0
-# A recipe counts in a noise fraction only if its copies can be told from clean rows this well:
-# shares of what looks clean cannot be told from shares of what is.
+# A recipe counts in a noise fraction only if its copies can be told from clean rows this well
+# (ROC-AUC): no share can be estimated of damage that looks clean.
 DETECTABLE = 0.9
-# Probabilities nearer to 0 or 1 are not told apart: in double precision the latter cannot be.
+# Probabilities nearer to 0 or 1 are not told apart: near 1, double precision cannot.
 _SURE = 1e-12
 # Beyond these quantiles of the rows it was fitted on, a statistic counts as if it lay there.
 _CLIPPED = (0.002, 0.998)
@@ -35,21 +35,21 @@ _CLIPPED = (0.002, 0.998)
 
 @dataclass(frozen=True)
 class NoiseProbe:
-    """A fitted probe and its judgements on the rows it was fitted on; plain numbers.
+    """A fitted probe and its cross-fitted scores of the rows it was fitted on; plain numbers.
 
-    It looks at F numbers of each row: the forward statistics, in the order of
-    `FORWARD_STATISTICS`, and the row's alignment with the validation rows (of a validation row
+    It uses F numbers of each row: the forward statistics, in the order of
+    `FORWARD_STATISTICS`, and the row's alignment with the validation rows (for a validation row
     and its copies: with all others).
 
     Attributes:
         recipes: names of the damage it knows [R].
-        low, high: range of each statistic [F]; what lies outside counts as at the edge.
-        coefficients: of the clean class and of each recipe's, for the statistics as they are
-            [1 + R, F].
-        intercepts: of the same classes [1 + R].
+        low, high: range of each statistic [F]; a value outside counts as the nearest end.
+        coefficients: coefficients of the clean class and of each recipe's, for statistics that are
+            not standardised [1 + R, F].
+        intercepts: intercepts of the same classes [1 + R].
         clean: cross-fitted log-odds of the validation rows [M].
         copies: cross-fitted log-odds of their damaged copies [M, R]; NaN where there is none.
-        metric: how the alignment was measured, as the engine names it.
+        metric: the metric of the alignments, as the engine names it.
     """
 
     recipes: tuple[str, ...]
@@ -84,7 +84,7 @@ class NoiseProbe:
 
     @property
     def detectable(self) -> NDArray[np.bool_]:
-        """Which recipes count in a noise fraction [R]; all with copies, if none is told well."""
+        """Which recipes count in a noise fraction [R]; all with copies if none is detected well."""
         told = np.array(list(self.auc_by_recipe.values()))
         return told >= DETECTABLE if (told >= DETECTABLE).any() else np.isfinite(told)
 
@@ -108,10 +108,10 @@ def fit_probe(
 
     Args:
         clean: statistics of the M validation rows [M, F], finite.
-        copies: of their copies [M, R, F]; NaN where a row has no copy by a recipe.
+        copies: statistics of their copies [M, R, F]; NaN where a row has no copy by a recipe.
         recipes: names of the R recipes.
-        seed: of the folds.
-        metric: kept with the probe.
+        seed: seed of the folds.
+        metric: the metric of the alignments, stored with the probe.
 
     Raises:
         ValueError: if there are fewer than two rows, or no copy at all.
@@ -140,7 +140,7 @@ def fit_probe(
         judged[outside] = _damage(standard[outside] @ weight.T + intercept)
         weights.append(weight)
         intercepts.append(intercept)
-    # The mean of the folds' models: as strong as those that made the reference judgements.
+    # The mean of the folds' models: as strong as those that made the reference scores.
     coefficients = np.mean(weights, axis=0) / scale
     table = np.full((rows, len(recipes)), np.nan)
     table[present] = judged[rows:]

@@ -1,17 +1,18 @@
-"""How much of a set is noise, with an interval.
+"""Estimate the share of noisy rows in a set, with an interval.
 
 Two estimates, on the ranks of the set's rows among clean ones (`noise_reference.py`).
 
 *Adjusted count* (Forman 2008; Bella et al. 2010 with soft counts). A row with the share r of the
-clean rows below it counts r⁴. Clean rows count E₀ on average and damaged copies E₁, so that a set
-that counts U holds (U − E₀) / (E₁ − E₀) of noise; what chance gives clean sets is taken off.
+clean rows below it counts r⁴. Clean rows count E₀ on average and damaged copies E₁, so a set whose
+rows count U on average has a noise share of (U − E₀) / (E₁ − E₀). What clean sets get by chance
+is subtracted.
 
 *Bound for any kind* (Storey 2002; mixture proportions, Blanchard et al. 2010). A set of clean share
 c has at least c F₀(t) of its rows below t, where clean rows have F₀(t). So its noise is at least
-1 − F(t) / F₀(t), whatever it is like. It takes over where it exceeds the adjusted count by more
-than chance: that noise is milder than any known kind. Elsewhere it widens the interval.
+1 − F(t) / F₀(t), of whatever kind. It is used where it exceeds the adjusted count by more than
+chance: that noise is milder than any known kind. Elsewhere it widens the interval.
 
-Both grow with the log-odds of any row, and with any row added beyond all others: rows that are
+Both grow with the log-odds of any row, and with any row added above all others: rows that are
 noisier than every damaged copy are noise.
 """
 
@@ -30,7 +31,7 @@ from forvalue_dagster.valuation.noise_reference import NoiseReference
 Array = NDArray[np.float64]
 
 # (noise of a set, share of the set's rows in each cell, mass of clean rows in each cell) → noise of
-# the rows in question; arrays have one entry a replicate.
+# the rows to estimate; arrays have one entry for each replicate.
 Question = Callable[[Array | float, Array, Array], Array]
 
 REPLICATES = 400
@@ -46,9 +47,9 @@ class NoiseFraction:
         estimate: 0 to 1.
         lower, upper: 95 % interval, for the process that the set is a sample of; at its lower end
             unexplained rows are clean, at its upper end they are noise.
-        rows: rows that it rests on.
+        rows: number of rows that the estimate is based on.
         unexplained: share of rows that are like neither clean rows nor damaged ones.
-        if_clean, if_noise: what the estimate would be, were all of those clean, or noise.
+        if_clean, if_noise: the estimate if all unexplained rows were clean, or were noise.
     """
 
     estimate: float
@@ -68,19 +69,19 @@ def noise_fraction(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> NoiseFraction:
-    """Estimate the share of noisy rows of a set, or among those that were kept of it.
+    """Estimate the share of noisy rows in a set, or among the rows kept of it.
 
-    The log-odds that chose kept rows cannot vouch for them. So the noise of the whole set is
-    estimated; within a range of ranks, clean rows lie as thickly as they do among the validation
-    rows, what exceeds them is noise, and a kept row is as probably noise as any row of its range.
-    Kept rows hold no more noisy rows than the set.
+    Kept rows may have been chosen by the same log-odds, which then say nothing more about them.
+    So the noise of the whole set is estimated. Within a range of ranks, clean rows are as dense as
+    among the validation rows, the rest is noise, and a kept row is as probably noise as any row of
+    its range. Kept rows hold no more noisy rows than the set.
 
     Args:
-        probe: whose judgements on validation rows are the reference.
-        log_odds: its judgements on the rows of the set [N].
-        kept: how often each row was kept [N]; None if the question is the set itself.
-        seed: of the bootstrap.
-        replicates: of the bootstrap.
+        probe: the noise probe; its log-odds of the validation rows are the reference.
+        log_odds: log-odds that the probe gives the rows of the set [N].
+        kept: number of times each row was kept [N]; None to estimate the whole set.
+        seed: seed of the bootstrap.
+        replicates: number of bootstrap replicates.
 
     Raises:
         ValueError: if there is no row, or none was kept.
@@ -115,7 +116,7 @@ def noise_fraction(
 
 
 def rows_needed(limit: float) -> float:
-    """Return of how many clean rows the interval can lie within a limit; infinity for none."""
+    """Return how many clean rows an interval below a limit takes; infinity for a limit of 0."""
     return math.ceil(3 / limit - 1e-9) if limit > 0 else math.inf
 
 
@@ -132,10 +133,10 @@ def _estimate(
     Args:
         reference: clean rows and damaged copies.
         cells: cell of each row of the set.
-        question: noise of the rows in question.
+        question: function that returns the noise of the rows to estimate.
         asked: number of those rows.
-        rng: of the bootstrap.
-        replicates: of the bootstrap.
+        rng: random generator of the bootstrap.
+        replicates: number of bootstrap replicates.
     """
     rows, even = len(cells), reference.clean
     shares = np.bincount(cells, minlength=reference.cells) / rows
@@ -153,8 +154,7 @@ def _estimate(
     if known <= 0.645 * off / (1 - off) or lower * rows < 0.5:
         lower = 0.0  # one clean set in twenty counts as much (1.645 deviations); or half a row
     upper = max(upper, float(question(max(bound, known), shares, even)))
-    # No row at all that looks damaged, or none that looks clean, still rules out only about 3 in n
-    # (rule of three).
+    # Even if no row looks damaged, or none looks clean, about 3 in n may be (rule of three).
     lower, upper = min(lower, 1 - 3 / asked), max(upper, 3 / asked)
     estimate, lower, upper = (float(np.clip(value, 0, 1)) for value in (estimate, lower, upper))
     return estimate, min(lower, estimate), max(upper, estimate)
@@ -165,19 +165,19 @@ def _whole_set(noise: Array | float, shares: Array, clean: Array) -> Array:
 
 
 def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array) -> Question:
-    """Return the question how much of the kept rows is noise.
+    """Return the function that computes the noise of the kept rows.
 
     Args:
         reference: clean rows.
         cells: cell of each row of the set [N].
-        kept: how often each row was kept [N]; not all 0.
+        kept: number of times each row was kept [N]; not all 0.
     """
     chosen = np.bincount(cells, kept, reference.cells)
     last = int(np.flatnonzero(chosen)[-1])
     count = int(np.clip(min((cells <= last).sum() // _ROWS_IN_RANGE, _RANGES), 1, last + 1))
     first = np.round(np.linspace(0, last + 1, count + 1)).astype(np.int64)[:-1]
     own = np.add.reduceat(chosen[: last + 1], first) / kept.sum()
-    # Were every noisy row of the set kept, as often as any row is.
+    # The largest it can be: every noisy row of the set kept, as often as any row is.
     most = len(cells) * kept.max() / kept.sum()
 
     def question(noise: Array | float, shares: Array, clean: Array) -> Array:
@@ -186,8 +186,8 @@ def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array)
         )
         density = (own * expected / np.maximum(thick, 0.5 / len(cells))).sum(axis=-1)
         noise = np.minimum(noise, 1)
-        # A set that is cleaner than the validation rows lies thicker where clean rows do, too:
-        # that excess is not noise, of which kept rows hold no more than the set does.
+        # A set that is cleaner than the validation rows also has more rows where clean rows are.
+        # That excess is not noise: kept rows hold no more noise than the set.
         return np.asarray(np.minimum(1 - (1 - noise) * density, noise * most))
 
     return question

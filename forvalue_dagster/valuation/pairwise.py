@@ -33,10 +33,10 @@ def pairwise_values(
     """Return ⟨G_i, G_v⟩ in the metric for all pairs [N, M], float64 on the CPU.
 
     Args:
-        unembedding: the model's.
+        unembedding: the model's unembedding.
         training: response positions of N rows.
         validation: response positions of M rows.
-        metric: of the preconditioner, in the dtype of the hidden states; None for the plain one.
+        metric: metric of the preconditioner, in the dtype of the hidden states; None for none.
     """
     rows = len(training.lengths) + len(validation.lengths)
     row_bytes = unembedding.width * training.dtype.itemsize

@@ -1,4 +1,4 @@
-"""The response positions of some rows: their last hidden states, and what follows each."""
+"""The response positions of some rows: their last hidden states, and the next token of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forvalue_dagster.valuation.products import score_dtype
 
 
 def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Return an array on a device, without waiting for what the device does."""
+    """Return an array on a device, without waiting for the device."""
     tensor = torch.from_numpy(array)
     if device.type == "cpu":
         return tensor
@@ -29,7 +29,7 @@ class PaddedRows:
 
     Attributes:
         index: place of each entry among the positions; padding repeats the row's last.
-        place: of each position among the R × T entries [P], int64.
+        place: index of each position among the R × T entries [P], int64.
         inside: whether an entry is a position of the row, and not padding.
         lengths: positions of each row [R], int64.
     """
@@ -47,7 +47,7 @@ class ResponsePositions:
     Attributes:
         hidden: last hidden states [P, D], in the model's dtype.
         labels: the token that follows each position [P], int64.
-        lengths: how many positions each row has; sums to P, every entry at least 1.
+        lengths: number of positions of each row; sums to P, every entry at least 1.
     """
 
     hidden: Tensor
@@ -55,7 +55,7 @@ class ResponsePositions:
     lengths: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that the shapes belong together."""
+        """Check that the shapes agree."""
         positions = self.hidden.shape[0]
         if self.labels.shape != (positions,) or sum(self.lengths) != positions:
             raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metric:
-    """What is done to hidden states before they are compared.
+    """The linear map applied to hidden states before they are compared.
 
     Attributes:
         mean: μ [D], or None.
@@ -45,7 +45,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """Which metric values are measured in.
+    """The choice of the metric for values.
 
     Attributes:
         kind: "none" is the paper's score, "activation" the preconditioned one.
@@ -58,7 +58,7 @@ class Preconditioner:
     centre: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Check the kind and the damping."""
         if self.kind not in ("none", "activation"):
             raise ValueError(
                 f"preconditioner {self.kind!r} is unknown; expected 'none' or 'activation'."

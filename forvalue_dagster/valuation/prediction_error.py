@@ -1,16 +1,16 @@
-"""Prediction errors at the response positions of some rows, and what follows from them.
+"""Prediction errors at the response positions of some rows, and sums over them.
 
     e_t = f′(z_t) ⊙ (onehot(y_t) − softmax(z_t))      with z_t = f(W h_t + b)
 
 The gradient of a row's summed response log-likelihood at the unembedding is
-G_i = Σ_t e_t h_tᵀ (For-Value, arXiv 2508.10180, Theorem 1): everything of value follows from
-these errors, and neither a [B, T, V] tensor nor a whole V×D matrix per row is ever held.
+G_i = Σ_t e_t h_tᵀ (For-Value, arXiv 2508.10180, Theorem 1). All values follow from these errors,
+and neither a [B, T, V] tensor nor a whole V×D matrix per row is ever in memory.
 
 One sweep over the vocabulary gives the softmax's normaliser, the statistics of each token, its
 largest errors, and its products along a direction. Sums are kept relative to the largest logit
-seen so far and without the label, whose error 1 − p is then a sum of what the others have:
-nothing cancels where a prediction is nearly certain. `SweepShape` says how much is done at a
-time; the arithmetic is one.
+seen so far and without the label, whose error 1 − p is then the sum of the other tokens'
+probabilities: no digits are lost where a prediction is nearly certain. `SweepShape` says how much
+is computed at a time; the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ try:
 except ImportError:
     fused = None  # type: ignore[assignment]
 
-# The k largest of a row lie within the k groups of so many whose largest are largest.
+# The k largest of a row lie within the k groups of this many tokens whose largest are largest.
 GROUP = 64
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What one forward pass says of each scored token, float32 or float64 [P].
+    """Statistics of each scored token from one forward pass, float32 or float64 [P].
 
     Attributes:
         nll: −log p(y_t), nats.
-        entropy: of p_t, nats.
-        rank: how many tokens the model holds more likely than y_t.
+        entropy: entropy of p_t, nats.
+        rank: number of tokens that the model finds more likely than y_t.
     """
 
     nll: Tensor
@@ -64,10 +64,10 @@ class TokenStatistics:
 
 
 class TileVisitor(Protocol):
-    """What else is summed over the vocabulary during a sweep, tile by tile."""
+    """A further sum over the vocabulary, computed during a sweep, tile by tile."""
 
     def add(self, tile: Tile) -> None:
-        """Add a tile's share."""
+        """Add a tile."""
         ...
 
 
@@ -79,9 +79,9 @@ class Tile:
         rows: the rows, whole.
         span: their positions.
         block: the tokens, a slice of [0, V).
-        logits: z [n, width of the block]; so low at the label that its exponential is 0.
+        logits: z [n, width of the block]; at the label so low that the exponential is 0.
         maximum: the largest logit so far [n].
-        decay: what sums over earlier tiles must be multiplied by to refer to it, too [n].
+        decay: factor that makes sums over earlier tiles relative to `maximum` [n].
         slope: f′, broadcast to the tile; None where f is the identity.
     """
 
@@ -116,7 +116,7 @@ class PredictionErrors:
         positions: P response positions.
         top: k, the number of largest errors of each position to be found, the label's among them.
         keep: whether logits are held for `blocks`, where they fit; else it computes them again.
-        visitor: of every tile.
+        visitor: an object that receives every tile; see `TileVisitor`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class PredictionErrors:
         self._unembedding = unembedding
         self._positions = positions
         self._visitor = visitor
-        # As the device multiplies them: cast once, not for each block of the vocabulary.
+        # In the dtype that the device multiplies: cast once, not for each vocabulary block.
         half = takes_half(positions.hidden, unembedding.weight)
         self._hidden = positions.hidden if half else positions.states
         self._lowest = torch.finfo(positions.dtype).min / 4
@@ -150,7 +150,7 @@ class PredictionErrors:
         self.total = rest + label
         self.log_normaliser = self._maximum + self.total.log()
         slope = unembedding.transform.slope(own)
-        # 1 − p(y) as the sum of what the other tokens have.
+        # 1 − p(y) as the sum over the other tokens.
         self.label_error = rest / self.total if slope is None else rest / self.total * slope
         mean = torch.addcmul(self._weighted, label, own) / self.total
         self.tokens = TokenStatistics(
@@ -162,7 +162,7 @@ class PredictionErrors:
         shape, size = unembedding.sweep, unembedding.vocabulary_size
         columns = shape.columns(count, size, self._positions.dtype)
         if shape.tile is not None and self._others < 1 and not self._keep:
-            columns = min(columns, shape.tile[1])  # nothing is looked at again
+            columns = min(columns, shape.tile[1])  # no block is needed again
         for start in range(0, size, columns):
             block = slice(start, min(start + columns, size))
             logits, largest = self._block(block)
@@ -189,7 +189,7 @@ class PredictionErrors:
         return z, None
 
     def _row_spans(self, positions: int) -> list[tuple[range, slice]]:
-        """Group whole rows into spans of about so many positions."""
+        """Group whole rows into spans of about `positions` positions."""
         if self._spans is None:
             first, self._spans = 0, []
             for rows, chunk in self._positions.chunks(positions):
@@ -256,7 +256,7 @@ class PredictionErrors:
         """Yield (block of the vocabulary, e [P, width of the block]).
 
         Args:
-            width: of a block; by default as the sweep's shape has it.
+            width: width of a block; by default that of the sweep's shape.
         """
         unembedding, labels = self._unembedding, self._positions.labels
         size = unembedding.vocabulary_size
@@ -310,8 +310,8 @@ def set_labels(
 
     Args:
         tile: [n, width of the block].
-        labels: of those positions [n].
-        block: of the vocabulary.
+        labels: labels of those positions [n].
+        block: the block of the vocabulary.
         value: for each position [n], or one for all.
         whole: whether the block is the whole vocabulary.
     """

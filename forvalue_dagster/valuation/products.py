@@ -72,7 +72,8 @@ class SplitFactor:
 
     Attributes:
         parts: [N, 3 K], float16.
-        scale: of each row [N, 1] in a left factor, of all entries [1, 1] in a right one; float32.
+        scale: one scale for each row [N, 1] in a left factor, one for all [1, 1] in a right
+            factor; float32.
     """
 
     parts: Tensor

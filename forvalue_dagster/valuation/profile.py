@@ -29,7 +29,7 @@ class ValueDirection:
         groups: names, in the order of `gradients`.
         weights: share of the validation rows in each group [G], float64; sums to 1.
         gradients: Ḡ_g in the metric [G, V, D].
-        metric: of the preconditioner, in the same dtype.
+        metric: metric of the preconditioner, in the same dtype.
         norm: ‖Ḡ‖ of the mean over all validation rows.
     """
 
@@ -60,10 +60,10 @@ class ValidationProfile:
         errors: mean over the group's rows of Σ_t e_t [G, V], same dtype; what centring needs.
         hidden_mean: mean of h over all response tokens [D], float64.
         hidden_second_moment: A = mean of h hᵀ over the same [D, D], float64.
-        rows: which validation row each of the M entries below belongs to [M], int64.
+        rows: validation row that each of the M entries below belongs to [M], int64.
         statistics: forward statistics of those rows, name → [M] float64.
         features: token features of those rows, for pairs; None if they were not kept.
-        fingerprint: of the model and the options that made it, as the engine writes it.
+        fingerprint: fingerprint of the model and the options that made it, as the engine writes it.
         noise: the noise probe fitted on those rows; None if none was.
         prompts: where their prompts lie; None if that tells nothing.
     """

@@ -24,7 +24,7 @@ class ProfileBuilder:
     Args:
         unembedding: the model's.
         groups: names of all the groups that will occur.
-        keep: how the rows' token features are kept; None keeps none.
+        keep: precision of the rows' token features to keep; None keeps none.
         fingerprint: kept with the profile.
     """
 

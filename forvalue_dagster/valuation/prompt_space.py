@@ -1,10 +1,10 @@
-"""Shift is not noise: do a set's prompts come from where the validation prompts come from?
+"""Shift: how much a set's prompts differ from the validation prompts.
 
 A noise fraction assumes that clean training rows look like the validation rows. Damage to a
-response cannot move its prompt, so prompts tell: the mean last hidden state of each is described
-by its place among the validation prompts (principal coordinates, and how far it lies outside
-them), and a cross-fitted classifier tries to tell the two sets apart. Its ROC-AUC is the size of
-the shift: one half for sets of one origin, one for sets without overlap.
+response does not change its prompt, so prompts can test that. The mean last hidden state of each
+prompt is described by its place among the validation prompts (principal coordinates, and the
+distance from them), and a cross-fitted classifier tries to tell the two sets apart. Its ROC-AUC is
+the size of the shift: one half for sets of one origin, one for sets without overlap.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class PromptSpace:
     """Coordinates of prompts among the validation prompts; plain numbers.
 
     Attributes:
-        mean: of the validation prompts [D].
+        mean: mean of the validation prompts [D].
         axes: their principal directions [Q, D], divided by the standard deviation along each.
         directions: the same at unit length [Q, D].
-        coordinates: of the validation prompts [M, Q + 1]; the last, the distance from the
-            directions, as prompts outside the fit have it.
+        coordinates: coordinates of the validation prompts [M, Q + 1]; the last is the distance
+            from the directions, computed as for prompts outside the fit.
     """
 
     mean: Array
@@ -61,7 +61,7 @@ class PromptSpace:
 
 
 def fit_prompt_space(states: Array) -> PromptSpace | None:
-    """Describe validation prompts; None if they are too few or all alike.
+    """Fit the coordinates of validation prompts; None if they are too few or all alike.
 
     Args:
         states: mean last hidden state of each prompt [M, D].
@@ -107,7 +107,7 @@ def measure_shift(reference: Array, coordinates: Array) -> Shift | None:
 
     Args:
         reference: coordinates of the validation prompts [M, Q + 1].
-        coordinates: of the set's [N, Q + 1].
+        coordinates: coordinates of the set's prompts [N, Q + 1].
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict

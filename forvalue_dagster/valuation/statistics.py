@@ -1,4 +1,4 @@
-"""Forward statistics of rows: what their response tokens look like to the model."""
+"""Forward statistics of rows: how likely the model finds their response tokens."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from forvalue_dagster.valuation.columns import FORWARD_STATISTICS
 from forvalue_dagster.valuation.positions import PaddedRows, ResponsePositions
 from forvalue_dagster.valuation.prediction_error import TokenStatistics
 
-# Tokens in a row whose mean surprise is looked at for its largest value.
+# Neighbouring tokens whose mean surprise is taken; its largest value is a statistic.
 PEAK_TOKENS = 8
 
 
 def summarise_rows(tokens: TokenStatistics, positions: ResponsePositions) -> Tensor:
     """Return the forward statistics of each row, on the device [R, `FORWARD_STATISTICS`], float64.
 
-    All rows at once, laid side by side: a few operations for a batch, and none that waits.
+    All rows are computed at once, side by side: a few operations for a batch, and none waits.
 
     Args:
         tokens: statistics [P] of all the rows' tokens.
-        positions: which tokens are whose.
+        positions: the rows' response positions.
     """
     rows = positions.padded
     values = torch.stack([tokens.nll, tokens.entropy, tokens.rank])[:, rows.index].double()
@@ -86,7 +86,7 @@ def _peak(surprise: Tensor, rows: PaddedRows, mean: Tensor) -> Tensor:
 
 
 def _first_occurrences(labels: Tensor, rows: PaddedRows) -> Tensor:
-    """Return where a token stands in its row for the first time [R, T]."""
+    """Return where a token occurs in its row for the first time [R, T]."""
     ordered, places = labels.sort(dim=1, stable=True)
     first = torch.ones_like(rows.inside)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]

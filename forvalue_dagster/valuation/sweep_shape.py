@@ -1,4 +1,4 @@
-"""How the P × V logits of a sweep are cut: for a CPU's cache, or for an accelerator's width."""
+"""The pieces in which the P × V logits of a sweep are computed, on a CPU or an accelerator."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of an accelerator's memory that is free when the first sweep runs.
+# Share of the accelerator's memory that is free when the first sweep runs.
 _WORKSPACE_SHARE = 0.2
-# Where an accelerator does not tell how much memory is free.
+# For an accelerator that does not say how much memory is free.
 _UNKNOWN_MEMORY = 2**31
 # More positions at a time do not make a product faster.
 _MOST_POSITIONS = 16_384
@@ -21,8 +21,8 @@ class SweepShape:
 
     Attributes:
         tile: positions and tokens of the vocabulary that are computed and summed at a time, so
-            that they stay in the processor's cache; None for everything that is held.
-        workspace: bytes of logits that are held at a time. Falls when memory runs out.
+            that they stay in the processor's cache; None for all logits in memory.
+        workspace: bytes of logits in memory at a time. Falls when memory runs out.
     """
 
     tile: tuple[int, int] | None
@@ -34,10 +34,10 @@ class SweepShape:
         return self.tile is None
 
     def positions(self, vocabulary: int, dtype: torch.dtype) -> int:
-        """Return how many positions' logits over the whole vocabulary are held; at least 1.
+        """Return for how many positions all logits are in memory at a time; at least 1.
 
-        A power of two times 64 where there are that many: which products a device runs, and so
-        the last digits, do not follow every byte of free memory.
+        It is 64 times a power of two where there are that many positions, so that the last
+        digits of results do not depend on every byte of free memory.
         """
         count = self.workspace // (vocabulary * dtype.itemsize)
         if self.wide and count >= 64:
@@ -45,7 +45,7 @@ class SweepShape:
         return max(1, count)
 
     def columns(self, positions: int, vocabulary: int, dtype: torch.dtype) -> int:
-        """Return how many tokens of the vocabulary are held for so many positions."""
+        """Return how many tokens' logits are in memory at a time for a number of positions."""
         step = 64 if self.tile is None else self.tile[1]
         fitting = self.workspace // (max(1, positions) * dtype.itemsize)
         return min(vocabulary, max(step, fitting // step * step))
@@ -71,5 +71,5 @@ def shape_for(weight: Tensor) -> SweepShape:
     reusable = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(
         weight.device
     )
-    # A power of two, so that a pass that goes on in another process finds the same.
+    # A power of two, so that a pass continued in another process gets the same.
     return wide(1 << (int(_WORKSPACE_SHARE * (free + reusable)).bit_length() - 1))

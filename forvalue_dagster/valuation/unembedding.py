@@ -24,7 +24,7 @@ class UnknownUnembeddingError(ValueError):
 
 
 class PostHeadTransform(Protocol):
-    """What a model does to `W h + b` before the softmax: an elementwise f with its derivative."""
+    """What a model does to `W h + b` before the softmax: an elementwise f and its derivative."""
 
     def apply(self, raw: Tensor) -> Tensor:
         """Return the final logits z = f(raw)."""
@@ -82,8 +82,8 @@ class Scale:
 
 # The names that transformers' configurations use for a transform after the head. A name can mean
 # different things (HyperCLOVA X multiplies by what Granite divides by, MiniCPM3 scales before the
-# head), so these are candidates, and the model's own logits decide. A new family is one line here,
-# or one class above.
+# head), so these are candidates, and the model's own logits decide. For a new family, add an entry
+# here or a class above.
 POST_HEAD_SETTINGS: Sequence[tuple[str, Callable[[float], PostHeadTransform]]] = (
     ("final_logit_softcapping", SoftCap),  # Gemma 2 and later
     ("logits_soft_cap", SoftCap),  # RecurrentGemma
@@ -109,7 +109,7 @@ class Unembedding:
         weight: W [V, D], in the model's dtype and on its device.
         bias: b [V], or None.
         transform: f with its derivative.
-        shape: how P × V logits are cut; by default as suits the device.
+        shape: way to cut the P × V logits; by default the one that suits the device.
     """
 
     weight: Tensor
@@ -119,7 +119,7 @@ class Unembedding:
 
     @cached_property
     def sweep(self) -> SweepShape:
-        """The shape in force."""
+        """The shape in use."""
         return self.shape or shape_for(self.weight)
 
     @property
@@ -182,16 +182,16 @@ def output_head(model: nn.Module) -> nn.Linear:
 
 @contextmanager
 def capture_last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the input of the unembedding during forward passes, and spare the head its work.
+    """Collect the input of the unembedding during forward passes, and skip the head's work.
 
-    The head is handed one position instead of B × T, so no [B, T, V] logits are made. Yields a list
+    The head gets one position instead of B × T, so no [B, T, V] logits are computed. Yields a list
     to which each forward pass appends its last hidden states [B, T, D], in the model's dtype.
     """
     captured: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         captured.append(args[0])
-        # Of one row: a slice of all rows is not contiguous, and its product a hundred times slower.
+        # One row's: a slice of all rows is not contiguous, and its product a hundred times slower.
         return (args[0][:1, :1], *args[1:])
 
     handle = output_head(model).register_forward_pre_hook(keep)
@@ -203,11 +203,11 @@ def capture_last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.inference_mode()
 def verified_unembedding(model: nn.Module, inputs: Mapping[str, Tensor]) -> Unembedding:
-    """Return the unembedding that reproduces the model's own logits, or refuse.
+    """Return the unembedding that reproduces the model's own logits, or raise.
 
     The model runs twice on one short row: as it is, and with the head's input amplified so that
-    the logits span ±60. There a soft cap, a clamp or any unknown transform shows, which the
-    small logits of a freshly made model would hide.
+    the logits span ±60. There a soft cap, a clamp or any unknown transform shows; the small
+    logits of a new model would hide it.
 
     Args:
         model: a transformers model with `get_output_embeddings()` and `config`, in evaluation
@@ -215,8 +215,8 @@ def verified_unembedding(model: nn.Module, inputs: Mapping[str, Tensor]) -> Unem
         inputs: keyword arguments of one forward pass, one row.
 
     Raises:
-        UnknownUnembeddingError: if the head is no plain linear layer, or no candidate gives the
-            model's logits up to rounding.
+        UnknownUnembeddingError: if the head is not a plain linear layer, or no candidate gives
+            the model's logits up to rounding.
     """
     head = output_head(model)
     plain = Unembedding(head.weight.detach(), None if head.bias is None else head.bias.detach())

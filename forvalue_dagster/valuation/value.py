@@ -7,8 +7,8 @@ step on row i raises the likelihood of the validation rows. There are two ways, 
 
 - by products: value_g(i) = Σ_t e_tᵀ (Ḡ_g h̃_t) and ‖G_i‖² = Σ_{s,t} ⟨e_s, e_t⟩ ⟨h̃_s, h̃_t⟩, in the
   sweep that gives the statistics; one more product over the vocabulary for each group;
-- by gradients: a block of G_i = E_iᵀ H̃_i after another, row by row, against every group's block.
-  More groups cost almost nothing then, where a block stays in the processor's cache.
+- by gradients: G_i = E_iᵀ H̃_i block by block, row by row, against every group's block. More
+  groups then cost almost nothing, as long as a block stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RowValues:
 
     Attributes:
         groups: value of each row for each group [R, G], float64.
-        value: against the mean of all validation rows [R], float64.
+        value: value of each row for the mean of all validation rows [R], float64.
         norm: ‖G_i‖ in the direction's metric [R], float64.
         alignment: cosine form of `value` [R], float64 in [−1, 1].
     """
@@ -60,14 +60,14 @@ class RowValues:
         """Derive everything from ⟨G_i, Ḡ_g⟩ [R, G] and ‖G_i‖² [R], float64."""
         value = groups @ direction.weights.to(groups.device)
         norm = squared_norms.clamp(min=0).sqrt()
-        # A row without gradient points nowhere: its cosine is zero, not 0/0.
+        # A row without gradient has no direction: its cosine is zero, not 0/0.
         alignment = torch.where(norm > 0, value / (norm * direction.norm), 0.0)
         return cls(groups, value, norm, alignment)
 
 
 @dataclass(frozen=True)
 class ExactValues:
-    """The exact outcome for R rows with P response tokens.
+    """The exact values and statistics of R rows with P response tokens.
 
     Attributes:
         rows: their values, on the positions' device.
@@ -85,7 +85,7 @@ def exact_values(
     """Score rows.
 
     Args:
-        unembedding: the model's.
+        unembedding: the model's unembedding.
         positions: the rows' response positions.
         direction: from `ValidationProfile.direction`, on the same device and dtype.
     """
