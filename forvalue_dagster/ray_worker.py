@@ -26,10 +26,10 @@ class RayWorker:
     """Runs each shard's worker as a Ray job.
 
     Attributes:
-        command: that starts the worker on a node of the cluster.
-        address: of the cluster's dashboard (http://head:8265); RAY_ADDRESS overrides it.
-        gpus: that the job reserves; Ray shows it these alone. 0 with 0 CPUs runs on the head node.
-        cpus: that the job reserves.
+        command: the command that starts the worker on a node of the cluster.
+        address: address of the cluster's dashboard (http://head:8265); RAY_ADDRESS overrides it.
+        gpus: GPUs to reserve; the job sees only these. With 0 GPUs and CPUs it runs on the head.
+        cpus: CPUs to reserve.
         environment: variables of the job, which has none of Dagster's.
         runtime_env: Ray's, for what a node's image lacks: `working_dir`, `pip`, `container`, ...
         client: further arguments of `dagster_ray.PipesRayJobClient`: headers, cookies, verify.

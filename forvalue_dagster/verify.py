@@ -62,7 +62,7 @@ def verify(
         path: the dataset, as Parquet or JSON Lines.
         manifest_path: its manifest; by default the one beside it.
         signed: whether there must be a signature; with a key in the environment there always must.
-        max_age: of the certificate.
+        max_age: oldest age of the certificate to accept.
         expected: setting of the gate or the selection → its value.
         copy_to: where to write what was verified.
 

@@ -70,7 +70,7 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
 
     Args:
         job: what `orchestration.assets.feature_step.worker_job` wrote down.
-        log: that progress goes to.
+        log: logger for progress.
 
     Returns:
         Metadata, the data version, and whether every row has one line.

@@ -21,7 +21,7 @@ class Batch:
         input_ids: int64.
         attention_mask: int64, 0 on padding.
         mask: bool, r of `EncodedRow`; False on padding.
-        prompt_tokens: of each row.
+        prompt_tokens: number of prompt tokens of each row.
         inputs: what else the model is given.
     """
 
@@ -45,7 +45,7 @@ def batches(
     they are without it, in every family.
 
     Args:
-        rows: of one encoder.
+        rows: encoded rows of one encoder.
         budget: tokens of a batch, padding included.
         image_bytes: memory of what a batch holds beside tokens.
         row_aligned: as of the encoder.

@@ -20,7 +20,7 @@ def parsed(text: str, column: str) -> Any:
     """Parse JSON text.
 
     Args:
-        text: of a column.
+        text: text of a column.
         column: its name, for the error.
 
     Raises:

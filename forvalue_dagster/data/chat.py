@@ -35,7 +35,7 @@ class Encoding:
         chat_template: a Jinja template, the path of one, or the name of one of the tokenizer's;
             "plain" for `templates.PLAIN_TEMPLATE`; None for the tokenizer's.
         template_date: the day (ISO) that a template writes which asks for today's date.
-        vocabulary: how many tokens the model has; None to trust the tokenizer.
+        vocabulary: size of the model's vocabulary; None to trust the tokenizer.
     """
 
     tokens: Literal["response", "all"] = "response"
@@ -66,7 +66,7 @@ class EncodedRow:
         input_ids: [T], int64.
         mask: r [T], bool: True at a position whose *next* token is scored.
         truncated: whether anything fell outside the window.
-        prompt_tokens: how many tokens stand before the first response.
+        prompt_tokens: number of tokens before the first response.
         inputs: what else the model is given for the row, as its processor made it (images, token
             types); those named in `TOKEN_ALIGNED` are [1, T, …].
     """
@@ -117,12 +117,12 @@ class ConversationEncoder:
     """Encodes canonical rows with one tokenizer.
 
     Attributes:
-        row_aligned: of `EncodedRow.inputs`, those that have one entry for each row of a batch.
+        row_aligned: names in `EncodedRow.inputs` that have one entry for each row of a batch.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
         encoding: the options.
-        chat_template: that takes the place of the tokenizer's own.
+        chat_template: a chat template to use in place of the tokenizer's own.
 
     Raises:
         ValueError: if the tokenizer cannot tell where its tokens lie, or has no chat template

@@ -13,7 +13,7 @@ class Container:
 
     Attributes:
         name: what people call it.
-        known_by: how it is told from others.
+        known_by: the sign that it is recognised by.
         rows: what in it is a row.
     """
 

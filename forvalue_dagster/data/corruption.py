@@ -90,7 +90,7 @@ def corrupted_copies(
     Args:
         rows: canonical rows; those with a `problem` or without a response have no copies.
         recipes: names, or None for all registered ones that are meant for the row.
-        seed: of the damage.
+        seed: seed of the damage.
         per_row: copies of each row, by recipes drawn for it; None for all recipes.
 
     Returns:

@@ -13,7 +13,7 @@ def digest(frame: pl.DataFrame) -> str:
     """Hash a table's columns and values, in order; the same values give the same name anywhere.
 
     Args:
-        frame: of any columns.
+        frame: a table with any columns.
     """
     names = ",".join(f"{name}:{dtype}" for name, dtype in frame.schema.items())
     content = sha256(names.encode("utf-8", "surrogatepass"))

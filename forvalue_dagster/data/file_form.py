@@ -89,7 +89,7 @@ class FileForm:
         """Return the form of a row.
 
         Args:
-            row: of the file.
+            row: a row of the file.
 
         Raises:
             RowError: if it does not fit.

@@ -24,8 +24,8 @@ class ReadLimits:
     """How much of a file is taken into memory: a few kilobytes of .gz can hold gigabytes.
 
     Attributes:
-        line_bytes: of a row in a text file; a longer one is a problem of its own.
-        file_bytes: of a whole file, decompressed and decoded.
+        line_bytes: largest size of a row in a text file; a longer row is a problem of its own.
+        file_bytes: largest size of a whole file, decompressed and decoded.
     """
 
     line_bytes: int = 64 << 20

@@ -15,9 +15,9 @@ class FormExample:
 
     Attributes:
         form: its name, and other names of its columns.
-        row: of this form.
+        row: a row in this form.
         read_as: as `outline` writes it.
-        columns: that read it, where detection does not.
+        columns: columns option that reads it, where detection does not.
     """
 
     form: str

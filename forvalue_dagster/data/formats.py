@@ -28,7 +28,7 @@ class FileFormat:
 
     Attributes:
         name: what people call it.
-        suffixes: of its files, in lower case; files may have them in any case.
+        suffixes: suffixes of its files, in lower case; files may have them in any case.
         rows: what of the file is a row.
         read: returns its rows, as a table or one by one.
     """

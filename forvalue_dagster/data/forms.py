@@ -85,7 +85,7 @@ class Form:
     """Which columns of a row hold its conversation, by the names that the row has.
 
     Attributes:
-        name: of the form.
+        name: name of the form.
         main: the columns without which the row is not of this form.
         messages: column with messages.
         prompt: columns that make the prompt.

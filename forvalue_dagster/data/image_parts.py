@@ -70,9 +70,9 @@ def with_images(
     """Put a row's images in their places.
 
     Args:
-        messages: of the conversation, image parts as `image_part` leaves them.
+        messages: messages of the conversation, image parts as `image_part` leaves them.
         column: references in the row's image column.
-        folder: of images that are named by path.
+        folder: folder of images that are named by path.
 
     Returns:
         The messages, each image part {type, image: hash of its bytes}, a missing one {type,

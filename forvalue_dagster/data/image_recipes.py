@@ -34,7 +34,7 @@ def image_swap(images: Images, donor: Images, rng: np.random.Generator) -> Image
     """Replace the images by the donor's, as when files are mixed up.
 
     Args:
-        images: of the row.
+        images: images of the row.
         donor: as many images of another row.
         rng: Not used.
 

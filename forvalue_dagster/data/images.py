@@ -50,7 +50,7 @@ class ImageFolder:
     """Where images that are named by path lie.
 
     Attributes:
-        uri: of the folder, without a slash at its end.
+        uri: URI of the folder, without a slash at its end.
         read: path below it → bytes; None if there is no such file.
     """
 
@@ -108,7 +108,7 @@ def image_bytes(reference: Any, folder: ImageFolder | None) -> bytes | None:
     Args:
         reference: bytes; a data URI; a path or URI; or {bytes, path} or {url}, as Hugging Face
             datasets and OpenAI's chat form write them.
-        folder: of images that are named by path.
+        folder: folder of images that are named by path.
 
     Raises:
         ImageReferenceError: if it is none of these, or leads out of the folder.

@@ -84,9 +84,9 @@ def shards_in(paths: Collection[str], origin: str, split: str | None = None) -> 
     data/train-00000-of-00002.parquet.
 
     Args:
-        paths: of files, relative to the folder, "/" between parts.
+        paths: paths of the files, relative to the folder, "/" between parts.
         origin: what an error calls the folder.
-        split: of a directory of Hugging Face datasets.
+        split: the split to read of a directory of Hugging Face datasets.
 
     Raises:
         DataFileError: if the folder is a DatasetDict and no split is named, or if there is no
@@ -140,8 +140,8 @@ def is_one_table(name: str, paths: Collection[str]) -> bool:
     """Whether a folder is one table in parts: Spark's, or one of hive partitions.
 
     Args:
-        name: of the folder.
-        paths: of the files in it.
+        name: name of the folder.
+        paths: paths of the files in it.
     """
     return name in _folders_of_parts([f"{name}/{path}" for path in paths])
 

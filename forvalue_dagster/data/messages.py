@@ -52,7 +52,7 @@ def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
     """Read a list of messages, or JSON text of one.
 
     Args:
-        value: of a column.
+        value: the value of a column.
         where: the column's name, for the error.
         columns: names of keys and speakers.
 

@@ -30,8 +30,8 @@ def as_json(value: Any, images: Collection[bytes | None] = (), *, by_name: bool 
     URIs; what is no number is null.
 
     Args:
-        value: of a table.
-        images: of the row that it belongs to.
+        value: a value from a table.
+        images: images of the row that it belongs to.
         by_name: whether images are named (`image_name`); otherwise names become images again.
     """
     names = {image_name(image): image for image in images if image is not None}

@@ -18,7 +18,7 @@ class PreparedImages:
 
     Args:
         processor: an image processor of transformers.
-        size: how many rows' images are remembered.
+        size: number of rows whose images are remembered.
     """
 
     def __init__(self, processor: Any, size: int) -> None:

@@ -39,7 +39,7 @@ class RowError(ValueError):
 
     Args:
         message: what came, what was expected, what to do.
-        kind: of the problem.
+        kind: kind of the problem.
     """
 
     def __init__(self, message: str, kind: Kind = "type") -> None:

@@ -83,7 +83,7 @@ def read_rows(
         on_bad_row: "raise" at the first unreadable row; "skip" to keep it with its `problem` and
             no messages, so that it leaves the pipeline as skipped-with-a-reason.
         images: where images lie that are named by path; by default the data file's own folder.
-        limits: how much of a file is taken into memory.
+        limits: limits of what is read of a file.
 
     Returns:
         The columns of `CANONICAL_SCHEMA`, then the source's own.

@@ -32,7 +32,7 @@ class RowReading:
     """How the rows of a file were read.
 
     Attributes:
-        form: of the rows, in words; None if none could be read.
+        form: form of the rows, in words; None if none could be read.
         used: column → what it was read as.
         unused: columns that are no part of the conversation, in the file's order.
         suspicious: those of them that are named like a part of it, and that say what it does not.
@@ -54,7 +54,7 @@ def row_reading(
     """Say how rows were read.
 
     Args:
-        form: of their file.
+        form: form of their file.
         sources: the rows as the file has them; None for one that could not be parsed.
         rows: what became of each.
     """

@@ -68,8 +68,8 @@ def canonical_row(
     Args:
         source: the row.
         columns: where its conversation is kept.
-        folder: of images that are named by path.
-        form: of the row's file; by default it is decided on the row alone.
+        folder: folder of images that are named by path.
+        form: form of the row's file; by default it is found from the row alone.
 
     Raises:
         RowError: saying what came, what was expected and what to do.

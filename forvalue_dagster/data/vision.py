@@ -46,9 +46,9 @@ class VisionEncoder(ConversationEncoder):
     """Encodes canonical rows with one processor of transformers.
 
     Args:
-        processor: of images and text.
+        processor: processor of images and text.
         encoding: the options.
-        remembered_images: how many rows' prepared images are kept, to be used again where the
+        remembered_images: number of rows whose prepared images are kept, to be used again where the
             same images come again.
 
     Attributes:

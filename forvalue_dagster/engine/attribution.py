@@ -90,7 +90,7 @@ def attribute(
     Args:
         pairs: (places of training rows: shard, row, sample_id; their values [n, M]).
         validation: shard, row and sample_id of the M validation rows.
-        top: how many pairs to name for each row, and for each effect.
+        top: number of pairs to name for each row, and for each effect.
         per: "validation" names, for each validation row, the training rows that help and hurt
             it most; "training" the reverse.
 
@@ -129,7 +129,7 @@ def refine_attribution(
         attributed: from `attribute(per="validation")`, with more candidates than are wanted.
         exact: maps places (shard, row, sample_id) to exact pairs [n, M].
         validation: shard, row and sample_id of the M validation rows.
-        top: how many to keep.
+        top: number of pairs to keep for each row and effect.
     """
     places = attributed.select("shard", "row", "sample_id").unique(maintain_order=True)
     pairs = exact(places)

@@ -34,9 +34,9 @@ class EncodedGroup:
     """Rows that are batched among themselves.
 
     Attributes:
-        indices: of each encoded row in the frame.
-        rows: encoded.
-        skipped: those that are not.
+        indices: index in the frame of each encoded row.
+        rows: the encoded rows.
+        skipped: index and reason of each row that is skipped.
         last: whether the group is the last of its window.
     """
 
@@ -83,7 +83,7 @@ def encoded_groups(
 
     Args:
         loaded: the model.
-        encoder: of the model.
+        encoder: the model's encoder.
         frame: canonical rows.
         options: sizes of batch and images, and how many threads prepare images.
         spans: the windows.
@@ -111,7 +111,7 @@ def encode_rows(
     """Encode every row, in order.
 
     Args:
-        encoder: of the model.
+        encoder: the model's encoder.
         frame: canonical rows.
         workers: threads that decode and resize images while the caller is busy; with none,
             each row is encoded when it is asked for.

@@ -34,11 +34,11 @@ class FeatureScoring:
     """Values feature tables against one validation profile, whose direction is computed once.
 
     Attributes:
-        profile: of the same model and options as the features, on the CPU or a GPU.
-        identity: of the profile.
+        profile: profile of the same model and options as the features, on the CPU or a GPU.
+        identity: identity of the profile.
         options: preconditioner and window.
-        direction: that values look along.
-        probe_direction: that the noise probe looks along; None if it is the same.
+        direction: the direction of the values.
+        probe_direction: the direction of the noise probe's alignments; None if it is the same.
     """
 
     profile: ValidationProfile

@@ -65,9 +65,9 @@ def feature_parts(
     Args:
         loaded: the model.
         frame: canonical rows; an empty one yields one empty part.
-        options: how rows are passed and what is kept.
+        options: the valuation options.
         progress: told of each batch, with counts over the whole frame.
-        store: of finished parts.
+        store: store of finished parts.
 
     Raises:
         NonFiniteModelError: if rows went through the model and none came out finite.

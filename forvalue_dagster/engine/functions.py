@@ -46,12 +46,12 @@ def value_dataset(
         model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
         tokens: score the "response" or "all" tokens.
         preconditioner: "activation", or "none" for the paper's plain score.
-        damping: of the preconditioner, relative to the mean eigenvalue.
+        damping: damping of the preconditioner, relative to the mean eigenvalue.
         centre: subtract the validation tokens' mean hidden state first.
         batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
         columns: where the conversations are kept; detected by default.
-        noise: how the noise probe is fitted on damaged copies of the validation rows; None fits
-            none, and `noise_probability` is null.
+        noise: options of the noise probe, which is fitted on damaged copies of the validation
+            rows; None fits none, and `noise_probability` is null.
 
     Returns:
         One row for each training row, in order: sample_id, shard, row, value, value_<group>,
@@ -117,7 +117,7 @@ def sample_features(
         rows: a data file or a folder of them, a frame, or a list of dicts.
         model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
         tokens: keep the "response" or "all" tokens.
-        features: how much of each token is kept.
+        features: options for what is kept of each token.
         batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
         columns: where the conversations are kept; detected by default.
 
@@ -166,7 +166,7 @@ def value_features(
         features: from `sample_features`; a lazy frame is read in windows.
         profile: from `validation_profile`, with the same model and options.
         preconditioner: "activation", or "none" for the paper's plain score.
-        damping: of the preconditioner, relative to the mean eigenvalue.
+        damping: damping of the preconditioner, relative to the mean eigenvalue.
         centre: subtract the validation tokens' mean hidden state first.
 
     Returns:

@@ -58,8 +58,8 @@ def with_probe(
         loaded: the model.
         validation: canonical rows, those of the profile among them.
         groups: the group of each.
-        profile: of those rows, with their features.
-        options: how rows are valued, and how the probe is fitted.
+        profile: profile of those rows, with their features.
+        options: the valuation options, those of the noise probe among them.
         progress: told of each batch of copies.
     """
     noise = options.noise

@@ -131,9 +131,9 @@ def value_records(
     """Return the value columns of each row.
 
     Args:
-        values: of the rows.
+        values: values of the rows.
         lengths: their response tokens.
-        direction: that they were valued along.
+        direction: the direction that they were computed along.
     """
     named = _group_columns(direction)
     columns = {

@@ -130,7 +130,7 @@ def preview(
         model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
         tokens: mark the "response" or "all" tokens as scored.
         columns: where the conversations are kept; detected by default.
-        rows: how many rows of each shard are shown, and how many more that cannot be read.
+        rows: number of rows to show of each shard, and of rows that cannot be read.
 
     Returns:
         The form of each file, what each column became, and the rows as the model sees them.

@@ -25,7 +25,7 @@ class Refinement:
 
     Attributes:
         rows: scored rows.
-        refined: how many of them were computed exactly.
+        refined: number of them that were computed exactly.
         resolved: whether no row that was not lies within the band.
         band: the width that followed from the errors seen, in units of the gradient norm.
     """
@@ -54,7 +54,7 @@ def refine_scores(
         scores: value scores of every row that takes part in the selection.
         selection: the policy that decides.
         rescore: computes exact values.
-        policy: how far to go.
+        policy: the refinement policy.
 
     Returns:
         The scores, refined lines with value_source "refined", and what it came to.

@@ -35,7 +35,7 @@ class FeaturePass:
     Args:
         loaded: the model.
         frame: canonical rows.
-        options: how rows are passed and what is kept.
+        options: the valuation options.
         known: finished feature tables; None knows none.
 
     Attributes:

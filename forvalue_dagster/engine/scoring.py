@@ -55,7 +55,7 @@ def build_profile(
     Args:
         loaded: the model.
         frame: canonical rows; `group` names each row's validation group, all or none.
-        options: how rows are valued.
+        options: the valuation options.
         progress: told of each batch of validation rows.
 
     Returns:
@@ -146,8 +146,8 @@ def exact_head(
 
     Args:
         loaded: the model.
-        direction: that values look along.
-        probe_direction: that the noise probe's alignments look along; None if it is the same.
+        direction: the direction of the values.
+        probe_direction: the direction of the noise probe's alignments; None if it is the same.
         passed: the batch.
 
     Returns:

@@ -64,7 +64,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
 
     Args:
         items: what is iterated, in the thread alone.
-        depth: how many items are ready or being made at most; with 0 there is no thread.
+        depth: largest number of items that are ready or being made; with 0 there is no thread.
     """
     if depth < 1:
         yield from items
@@ -83,7 +83,7 @@ class Behind(Generic[T]):
     """A thread that finishes work in order, some of it outstanding while the caller goes on.
 
     Args:
-        depth: how many pieces may be outstanding; with 0 the caller waits for each.
+        depth: largest number of unfinished pieces; with 0 the caller waits for each.
     """
 
     def __init__(self, depth: int) -> None:

@@ -19,10 +19,10 @@ class ModelFingerprint:
     """Short hashes.
 
     Attributes:
-        weights: of every parameter and buffer, adapters merged.
-        tokenizer: of its full definition.
-        adapter: of the adapter's tensors before the merge, or None.
-        processor: of how images are prepared, or None.
+        weights: hash of every parameter and buffer, adapters merged.
+        tokenizer: hash of the tokenizer's full definition.
+        adapter: hash of the adapter's tensors before the merge, or None.
+        processor: hash of the settings that prepare images, or None.
     """
 
     weights: str

@@ -44,7 +44,7 @@ class LoadedModel:
         chat_template: what the configuration asked for: the text of a template, or "plain".
         template_date: the day that a template writes which asks for today's.
         adapter: hash of the adapter that was merged into the model, or None.
-        processor: of images and text, for a vision-language model.
+        processor: processor of images and text, for a vision-language model.
     """
 
     model: nn.Module

@@ -56,7 +56,7 @@ def train_on(
         model: with the adapter.
         rows: encoded, of one encoder.
         row_aligned: as of the encoder.
-        warm_up: how to train.
+        warm_up: the training options.
         checkpoints: folder of checkpoints.
         log: told of the loss.
 

@@ -42,7 +42,7 @@ def train_adapter(
         config: the base model, without an adapter.
         rows: canonical rows.
         tokens: train on "response" or "all" tokens.
-        warm_up: how to train.
+        warm_up: the training options.
         folder: for checkpoints and the adapter; one folder for one configuration and set of rows.
         log: told of the loss.
 

@@ -76,7 +76,7 @@ def valuation_definitions(
         validation_rows: the trusted rows.
         storage: where tables and tensors are written.
         valuation: the model, and how rows are valued.
-        selection: which rows are kept.
+        selection: the selection policy.
         gate: what blocks a shard.
         warnings: thresholds of the checks that warn.
         suites: suites of Great Expectations that raw and validation rows are held to, beside the

@@ -50,7 +50,7 @@ def asset_graph(context: Any) -> Any:
     """Return the assets that a step can know: of its repository, if it has one, or of its job.
 
     Args:
-        context: of an asset, op or check.
+        context: context of an asset, op or check.
     """
     op: dg.OpExecutionContext = getattr(context, "op_execution_context", context)
     repository = op.get_step_execution_context().job.get_repository_definition()
@@ -63,8 +63,8 @@ class CheckExecution:
 
     Attributes:
         id: its place in the history of the check.
-        partition: of which partition; None for a check without.
-        outcome: of it.
+        partition: the checked partition; None for a check without partitions.
+        outcome: the outcome.
         description: what it said.
     """
 
@@ -80,8 +80,8 @@ def check_history(
     """Yield the executions of a check that came to an end, in order, up to one that has not.
 
     Args:
-        instance: that holds the event log.
-        key: of the check.
+        instance: the Dagster instance.
+        key: key of the check.
         after: id of the last one that is known.
     """
     new = []
@@ -107,8 +107,8 @@ def overrides_of(
     """Yield place in the event log and reason of each override of a dataset's gate.
 
     Args:
-        instance: that holds the event log.
-        key: of the dataset.
+        instance: the Dagster instance.
+        key: key of the dataset.
         after: place of the last one that is known.
     """
     records = instance.fetch_observations(

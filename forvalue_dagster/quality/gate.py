@@ -38,7 +38,7 @@ class GateReport:
 
     Attributes:
         dataset: the asset that is read.
-        storage_id: of its materialisation in the event log.
+        storage_id: id of its materialisation in the event log.
         run_id: the run that made it.
         manifest: what it is made of; None if it has none and was forced.
         warnings: what was found and let through.
@@ -61,8 +61,8 @@ class GateReport:
         what is read later is the copy.
 
         Args:
-            storage_options: of the file system, as fsspec names them (`Storage.options()`); by
-                default the ordinary chain of credentials.
+            storage_options: options of the file system, as fsspec names them (`Storage.options()`);
+                by default the ordinary chain of credentials.
 
         Raises:
             dagster.Failure: if the file is not the one that was certified.
@@ -108,7 +108,7 @@ def require_certified(
     materialisation; and every further check that is named passed for it.
 
     Args:
-        context: of the asset, op or check that is about to read.
+        context: context of the asset, op or check that is about to read.
         dataset: key of the filtered dataset; by default the one that the caller is made from.
         checks: names of further checks of the dataset that must have passed.
         stale: whether it fails or warns if something that the dataset was made from is another by

@@ -34,7 +34,7 @@ def trace_shard(
     """Return what a shard's tables are, what the first was read from, and what does not fit.
 
     Args:
-        instance: that holds the event log.
+        instance: the Dagster instance.
         shard: the partition.
         tables: asset → its blocking checks, each made from the one before it.
     """
@@ -66,7 +66,7 @@ def changed_above(instance: dg.DagsterInstance, made_from: Mapping[str, MadeFrom
     """Yield what a dataset was made from, beside its shards, and is another one by now.
 
     Args:
-        instance: that holds the event log.
+        instance: the Dagster instance.
         made_from: asset → what was read of it.
     """
     waiting: list[tuple[dg.AssetKey, Materialization]] = []
@@ -101,7 +101,7 @@ class Ancestry:
     """What lies between a dataset and an asset, op or check that is about to read.
 
     Attributes:
-        context: of the caller.
+        context: the caller's context.
     """
 
     context: Any
@@ -173,7 +173,7 @@ class Ancestry:
         """Yield what lies between and was made from something older, or from who knows what.
 
         Args:
-            dataset: that is read in the end.
+            dataset: the dataset to read.
 
         Yields:
             A clause for a person, and whether the provenance is unknown.

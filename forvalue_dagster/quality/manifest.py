@@ -34,7 +34,7 @@ class MadeFrom:
         data_version: its content.
         checks: blocking checks that had passed for it.
         digest: the SHA-256 of its file; empty if the event log does not say.
-        code_version: of the code and settings that made it.
+        code_version: version of the code and settings that made it.
     """
 
     storage_id: int
@@ -78,7 +78,7 @@ class ShardEntry:
     """One shard of a dataset.
 
     Attributes:
-        verdict: of its noise gate.
+        verdict: verdict of its noise gate.
         blocked_by: what else keeps it out; empty if nothing does.
         made_from: asset → what was read of it.
         source: what its rows were read from, if that is known.
@@ -118,7 +118,7 @@ class Manifest:
         partitions: name of the dynamic partitions that shards are; None if they are others.
         rows: counts "in", "kept", "dropped".
         selection: the policy, as plain values.
-        refinement: how rows were computed again, or None.
+        refinement: record of the rows that were computed again, or None.
         policy: the gate's rules, as plain values.
         overrides: setting → what the run's configuration made of it, and what the definition says.
         overrides_allowed: whether the definition lets a run do so.
@@ -127,7 +127,7 @@ class Manifest:
         files: name of a file of the dataset → its SHA-256.
         dataset: the asset.
         made_at: when, as ISO 8601 in UTC.
-        noise: of the rows kept; None if the manifest is older than this figure.
+        noise: estimated noise of the rows kept; None in a manifest older than this figure.
     """
 
     shards: tuple[ShardEntry, ...]

@@ -126,9 +126,9 @@ class CheckStanding:
 
     Attributes:
         check: name of the check.
-        asset: of which asset.
-        partition: of which partition; None for an asset without.
-        outcome: of its last execution.
+        asset: key of the checked asset.
+        partition: the checked partition; None for an asset without partitions.
+        outcome: outcome of the last execution.
         description: what that execution said.
     """
 
@@ -162,10 +162,10 @@ def latest_materialization(
     """Return what is in force of an asset or of one of its partitions; None if there is nothing.
 
     Args:
-        instance: that holds the event log.
-        key: of the asset.
+        instance: the Dagster instance.
+        key: key of the asset.
         partition: None for an asset without.
-        run_id: of the run that must have made it; another's counts as nothing.
+        run_id: the run that must have made it; one made by another run is ignored.
     """
     partitions = None if partition is None else [partition]
     records = instance.fetch_materializations(
@@ -235,10 +235,10 @@ def check_standing(
     """Return how the last execution of a check stands to a materialisation.
 
     Args:
-        instance: that holds the event log.
-        key: of the check.
+        instance: the Dagster instance.
+        key: key of the check.
         materialization: the one about to be read.
-        partition: of the check; None for a check without partitions.
+        partition: the checked partition; None for a check without partitions.
     """
     from dagster._core.storage.event_log import base
 

@@ -131,8 +131,8 @@ def judge_shard(
     Args:
         shard: the partition.
         scores: the table of `value_scores`.
-        probe: of the validation profile.
-        prompts: of the validation profile.
+        probe: noise probe of the validation profile.
+        prompts: prompt space of the validation profile.
         profile: identity of that profile.
         rules: what stops a shard.
     """
@@ -214,10 +214,10 @@ def judge_kept(
     """Judge what was kept of the shards that passed, all together.
 
     Args:
-        verdicts: of the shards that passed.
+        verdicts: verdicts of the shards that passed.
         scores: shard → its value scores.
         kept: shard and row of the rows kept.
-        probe: of the validation profile.
+        probe: noise probe of the validation profile.
         limit: the threshold.
     """
     judged = [verdict.shard for verdict in verdicts if verdict.noise_fraction is not None]

@@ -27,8 +27,8 @@ class FeatureStore:
     A file that cannot be read, or has gone, knows nothing: its rows pass through the model again.
 
     Attributes:
-        storage: that holds the folder.
-        folder: of the tables.
+        storage: the storage that holds the folder.
+        folder: folder of the tables.
         wanted: sample ids that will be asked for; None keeps an index of all.
     """
 

@@ -49,9 +49,9 @@ def check_in_force(
     """Refuse a file that is damaged, or not the one that the event log says is in force.
 
     Args:
-        manager: of files of this kind.
-        context: of the input that is loaded.
-        partition: of its asset; None for an asset without.
+        manager: the I/O manager for files of this kind.
+        context: context of the input to load.
+        partition: partition of the input's asset; None for an asset without partitions.
         path: the file.
 
     Raises:

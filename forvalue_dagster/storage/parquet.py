@@ -28,10 +28,10 @@ class StoredTable:
     """A table that lies where the I/O manager would write it.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         digest: the SHA-256 of the file.
         schema: its columns.
-        rows: how many.
+        rows: number of rows.
     """
 
     path: UPath
@@ -153,8 +153,8 @@ def scan_table(
     """Scan Parquet files of ours; under s3:// polars reads the ranges that it needs by itself.
 
     Args:
-        storage: that holds them.
-        paths: of the files.
+        storage: the storage that holds them.
+        paths: paths of the files.
         named: whether a column `file` shall tell which file a line comes from.
         checked: whether they were held against their seals already.
 

@@ -26,13 +26,13 @@ class StoredParts:
     other's parts away; what another attempt has finished is copied.
 
     Attributes:
-        folder: of all attempts.
+        folder: folder of all attempts.
         attempt: name of this one: its run.
         places: shard, row and sample_id of every row that the table is to have; None leaves lines
             where they are.
-        keys: of the parts that belong to the table, in order.
-        reused: how many of them an earlier attempt had finished.
-        schema: of the table, once a part is known.
+        keys: keys of the parts that belong to the table, in order.
+        reused: number of parts that an earlier attempt had finished.
+        schema: schema of the table, once a part is known.
     """
 
     folder: UPath

@@ -71,7 +71,7 @@ def check_parquet_stream(stream: IO[bytes], name: str) -> str:
 
     Args:
         stream: the file.
-        name: of it, for an error.
+        name: name of the file, for an error.
 
     Raises:
         DamagedFileError: if it is not what was written.
@@ -119,7 +119,7 @@ def check_tensors(stream: IO[bytes], name: str) -> str:
 
     Args:
         stream: the file.
-        name: of it, for an error.
+        name: name of the file, for an error.
 
     Raises:
         DamagedFileError: if it is not what was written.

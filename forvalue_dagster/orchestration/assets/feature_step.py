@@ -33,7 +33,7 @@ class ShardFeatures:
     Attributes:
         parts: the table, not yet written.
         lines: the table without its tensors.
-        fingerprint: of model and options.
+        fingerprint: fingerprint of model and options.
         reused: rows whose features were there.
         repeated: rows that repeat another row of the shard.
         passed: rows that went through the model.
@@ -87,9 +87,9 @@ def pass_shard(
         loaded: the model.
         rows: canonical rows.
         parts: where parts of the table are kept until it is written.
-        store: of finished tables; None passes every row.
+        store: store of finished tables; None passes every row.
         valuation: the options.
-        log: that progress goes to.
+        log: logger for progress.
     """
     from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS
     from forvalue_dagster.engine.reuse import FeaturePass
@@ -112,10 +112,10 @@ def parts_of(folder: UPath, shard: str, attempt: str, rows: pl.DataFrame) -> Sto
     """Return the parts of a shard's feature table.
 
     Args:
-        folder: of the feature tables.
+        folder: folder of the feature tables.
         shard: the partition.
         attempt: the run.
-        rows: of the shard.
+        rows: rows of the shard.
     """
     places = rows.select("shard", "row", "sample_id")
     return StoredParts(folder / f".{shard}.parts", attempt, places)
@@ -138,7 +138,7 @@ def worker_job(
         features: where its feature table goes.
         attempt: the run.
         valuation: model and options.
-        storage: that both lie in.
+        storage: the storage that holds both.
         adapter: pointer to an adapter that was trained here, if there is one.
     """
     s3 = None if storage.s3 is None else resolved(storage.s3, without=_SECRETS)

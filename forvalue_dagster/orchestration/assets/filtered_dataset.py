@@ -76,9 +76,9 @@ def build_filtered_dataset(
     gate in front of a consumer reads it.
 
     Args:
-        naming: of the graph.
-        plan: of the graph.
-        selection: which rows are kept.
+        naming: the graph's names.
+        plan: the graph's plan.
+        selection: the selection policy.
         gate: decides, among other things, what automation waits for.
         storage: where files lie.
     """

@@ -28,7 +28,7 @@ def store_rows(
     """Write kept and dropped rows, each as a table and as lines.
 
     Args:
-        storage: that holds the files.
+        storage: the storage that holds the files.
         raw: shard → its rows.
         kept: the asset, and its rows' places and scores.
         dropped: the same.

@@ -36,9 +36,9 @@ def refine_shards(
         scores: shard → its value scores, of the shards that take part.
         raw: shard → its rows.
         selection: what decides.
-        policy: how far to go.
-        naming: of the graph.
-        plan: of the graph.
+        policy: the refinement policy.
+        naming: the graph's names.
+        plan: the graph's plan.
         valuation: the model.
         storage: where the profile lies.
     """

@@ -36,7 +36,7 @@ class ShardTable:
 
     Attributes:
         table: the rows.
-        metadata: of the materialisation.
+        metadata: metadata of the materialisation.
         data_version: another one whenever the content is another.
     """
 
@@ -62,7 +62,7 @@ def materialize_shards(
     names it, and so it does if a blocking check stopped a shard.
 
     Args:
-        context: of the asset's step.
+        context: context of the asset's step.
         storage: where the asset's tables lie.
         make: makes one shard's table.
         check: judges it, in a run over many.

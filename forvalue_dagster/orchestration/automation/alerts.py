@@ -52,7 +52,7 @@ def build_alert_sensor(
     What could not be told is told at the next look; the cursor moves on only past what was.
 
     Args:
-        naming: of the graph.
+        naming: the graph's names.
         alerts: who is told.
         checked: assets and checks of the graph.
     """
@@ -95,11 +95,11 @@ def look(
     """Yield what is wrong; the memory is brought up to date as they are taken.
 
     Args:
-        instance: that holds the event log.
-        naming: of the graph.
-        checks: of the graph.
-        memory: of the last look.
-        stale_minutes: how long a dataset may be stale before that is worth telling.
+        instance: the Dagster instance.
+        naming: the graph's names.
+        checks: the graph's checks.
+        memory: what the last look remembered.
+        stale_minutes: minutes that a dataset may be stale before an alert is sent.
     """
     for key in checks:
         yield from _checks(instance, key, memory)

@@ -48,8 +48,8 @@ class Orphan:
     """A file or folder that nobody reads.
 
     Attributes:
-        path: of it.
-        kind: why nobody does.
+        path: its path.
+        kind: the reason.
         table: the asset it belongs to.
         shard: the partition.
         bytes: its size.
@@ -163,9 +163,9 @@ def find_orphans(
     """Yield what nobody reads.
 
     Args:
-        instance: that knows shards, runs and the profile in force.
-        naming: of the graph.
-        storage: that holds the files.
+        instance: the Dagster instance.
+        naming: the graph's names.
+        storage: the storage to look through.
         wanted: what to look for.
         listed: shards whose files are there, registered or not.
     """

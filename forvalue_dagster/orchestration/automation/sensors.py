@@ -114,8 +114,8 @@ def registered_by(
     """Return shard → reported state, of the registered shards that are this source's.
 
     Args:
-        instance: that knows them.
-        naming: of the graph.
+        instance: the Dagster instance.
+        naming: the graph's names.
         owner: the source's mark.
         now: the shards that the source holds.
     """
@@ -172,9 +172,9 @@ def build_shard_sensor(
     written last, and all else may happen twice: so a tick that dies is simply done again.
 
     Args:
-        naming: of the graph.
+        naming: the graph's names.
         purge: removes the files of shards that are gone.
-        automation: how often, and how many shards at a time.
+        automation: options of the sensor: its interval, and the number of shards at a time.
     """
 
     @dg.sensor(

@@ -38,7 +38,7 @@ class StoredProbe:
     Attributes:
         noise: the noise probe, if one was fitted.
         prompts: the prompt space, if it tells anything.
-        identity: of the profile.
+        identity: identity of the profile.
     """
 
     noise: NoiseProbe | None
@@ -72,11 +72,11 @@ def judge_shards(
     """Return what may be in the dataset and what may not, shard by shard.
 
     Args:
-        instance: that holds the event log.
-        naming: of the graph.
+        instance: the Dagster instance.
+        naming: the graph's names.
         scores: shard → its value scores.
         raw: shard → its rows.
-        probe: of the validation profile.
+        probe: noise probe of the validation profile.
         rules: what stops a shard.
     """
     entries = []

@@ -28,7 +28,7 @@ def build_row_checks(naming: Naming, suites: Sequence[Suite]) -> list[dg.AssetCh
     """Build the checks of the raw rows, a verdict each shard, and of the validation rows.
 
     Args:
-        naming: of the graph.
+        naming: the graph's names.
         suites: the user's own, beside the default one: JSON files or objects.
     """
     return [
@@ -92,9 +92,9 @@ def check_reading(
     """Say whether the rows of a shard may have been misread.
 
     Args:
-        instance: that holds the event log.
-        key: of the asset.
-        shard: that was materialised.
+        instance: the Dagster instance.
+        key: key of the asset.
+        shard: the materialised shard.
     """
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard]), limit=2
@@ -142,9 +142,9 @@ def check_rows(
     """Hold rows to all suites, and write the pages of what came of it.
 
     Args:
-        key: of the asset.
+        key: key of the asset.
         rows: canonical ones.
-        storage: that the pages go to.
+        storage: the storage to write the pages to.
         own_suites: the user's, beside the default one.
         title: the shard, in the pages.
     """

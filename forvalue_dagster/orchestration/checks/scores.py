@@ -112,8 +112,8 @@ class ScoreJudge:
     """All checks of value scores.
 
     Attributes:
-        key: of the scores.
-        probe: of the profile that they were made against.
+        key: key of the scores.
+        probe: noise probe of the profile that the scores were computed with.
         validation: the validation rows.
         rules: what stops a shard.
         warnings: what warns.

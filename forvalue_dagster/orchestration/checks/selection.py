@@ -22,7 +22,7 @@ def check_selection(
     """Compare the rows kept with the scored rows of the shards that passed.
 
     Args:
-        key: of the filtered dataset.
+        key: key of the filtered dataset.
         kept: the rows kept, with their scores.
         shards: shard → value scores, of the shards that passed.
         groups: value columns of the validation groups, where there are several.

@@ -27,7 +27,7 @@ def build_report(
     """Gather what a person asks of a dataset, as plain values; rows by their ids, never by text.
 
     Args:
-        manifest: of the dataset.
+        manifest: manifest of the dataset.
         decided: every row's place and scores, with `drop_reason`, null for a kept row.
         scores: shard → its value scores.
         groups: columns of the values for validation groups.

@@ -17,7 +17,7 @@ def thumbnails(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> dict[str
     """Show the first image of the most and of the least valuable rows that have one.
 
     Args:
-        scores: of a shard.
+        scores: value scores of a shard.
         rows: canonical rows of the shard.
         count: pictures of either kind.
     """

@@ -125,7 +125,7 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
             rows: as of `read_rows`.
             shard: name of the shard.
             images: where images lie that are named by path.
-            limits: how much of a file is taken into memory.
+            limits: limits of what is read of a file.
 
         Raises:
             DataFileError: if a file or row cannot be read.
@@ -261,7 +261,7 @@ class RowSource(RowForm):
 
         Args:
             shard: None reads all of them.
-            listing: of the source, if it is known.
+            listing: listing of the source, if it is known.
 
         Raises:
             ValueError: if there is no such shard.
