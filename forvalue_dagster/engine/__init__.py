@@ -1,1 +1,1 @@
-"""The pass itself: rows in, scores out; no Dagster."""
+"""Forward passes over rows, and scores from them; no Dagster."""

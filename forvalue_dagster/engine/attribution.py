@@ -1,4 +1,4 @@
-"""Pairwise values: which training row helps which validation row, and which hurts it."""
+"""Pairwise values: which training rows help or hurt which validation rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from forvalue_dagster.valuation.positions import ResponsePositions
 from forvalue_dagster.valuation.preconditioner import Preconditioner
 from forvalue_dagster.valuation.profile import ValidationProfile
 
-# Hidden states of this many training positions are gathered before their pairs are computed:
-# the validation side is swept once for each gathering.
+# Hidden states of this many training positions are collected before their pairs are computed:
+# the validation side is swept once for each such collection.
 GATHERED_POSITIONS = 16_384
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def pairwise(
 ) -> Tensor:
     """Return the exact value of every training row for every validation row [N, M], float64.
 
-    The last hidden states of all validation positions are held, and those of
+    The last hidden states of all validation positions are in memory, and those of
     `GATHERED_POSITIONS` training positions. A row that cannot be scored is NaN throughout.
     """
     passes = forward_pass(loaded, validation, options, _positions)
@@ -58,10 +58,10 @@ def pairwise(
 def pairs_from_features(
     features: pl.LazyFrame, profile: ValidationProfile, options: ValuationOptions
 ) -> Iterator[tuple[pl.DataFrame, Tensor]]:
-    """Yield (scored lines of a feature table, their pairs [n, M] with `profile.rows`).
+    """Yield (scored rows of a feature table, their pairs [n, M] with `profile.rows`).
 
     Raises:
-        FingerprintMismatchError: if features and profile were not made alike.
+        FingerprintMismatchError: if features and profile differ in model or options.
         ValueError: if the profile keeps no features of its rows.
     """
     if profile.features is None:

@@ -1,4 +1,4 @@
-"""Rows to tokens and pixels, in groups that fit in memory, ahead of the model."""
+"""Encode rows as tokens and pixels, in groups that fit in memory, ahead of the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.options.valuation import ValuationOptions
 
 _COLUMNS = ("messages", "tools", "images", "problem")
-# Batches are sorted by length within a group, so a group holds some batches.
+# Batches are sorted by length within a group, so a group holds several batches.
 _BATCHES_IN_GROUP = 4
-# Rows that are encoded ahead of the group that is being filled.
+# Number of rows that are encoded ahead of the current group.
 _AHEAD = 32
-# Rows that are batched among themselves on a CPU. On a GPU batches are larger, so they need more
-# rows to find others of their length; the first windows are small, so that it starts at once.
+# Rows in a window on a CPU. On a GPU batches are larger, and need more rows to find others of
+# similar length; the first windows are small, so that the GPU starts at once.
 _CPU_ROWS = 512
 _GPU_ROWS = (64, 1024)
 
@@ -31,7 +31,7 @@ _Row = tuple[str, str | None, list[bytes | None] | None, str | None]
 
 @dataclass
 class EncodedGroup:
-    """Rows that are batched among themselves.
+    """Encoded rows that share batches.
 
     Attributes:
         indices: index in the frame of each encoded row.
@@ -47,11 +47,11 @@ class EncodedGroup:
 
 
 def windows(rows: int, options: ValuationOptions, device: str) -> Iterator[slice]:
-    """Yield the windows of a frame, at least one: rows that are batched among themselves.
+    """Yield the windows of a frame, at least one; only rows of one window share batches.
 
     Args:
         rows: number of rows of the frame.
-        options: with `window_rows`.
+        options: the valuation options; `window_rows` is used.
         device: type of the device: "cpu", "cuda", …
     """
     size, most = _GPU_ROWS if device != "cpu" else (_CPU_ROWS, _CPU_ROWS)
@@ -65,9 +65,9 @@ def windows(rows: int, options: ValuationOptions, device: str) -> Iterator[slice
 
 
 def windows_ahead(options: ValuationOptions, device: str) -> int:
-    """Return how many groups are encoded ahead of the device; none under a limit of memory.
+    """Return how many groups are encoded ahead of the device; 0 if memory is limited on a CPU.
 
-    (On a CPU the limit is the process's, and would hit whichever thread allocates.)
+    (There the limit holds for the process, and would stop whichever thread allocates.)
     """
     return 0 if options.memory_limit_gb is not None and device == "cpu" else 2
 
@@ -79,7 +79,7 @@ def encoded_groups(
     options: ValuationOptions,
     spans: Iterable[slice],
 ) -> Iterator[EncodedGroup]:
-    """Encode a frame in groups: of a window of rows, or of fewer where images fill the memory.
+    """Encode a frame in groups: a window of rows each, or fewer where images fill the memory.
 
     Args:
         loaded: the model.

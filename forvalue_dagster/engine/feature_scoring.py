@@ -1,4 +1,4 @@
-"""Values from a feature table: a product for every row, and no model."""
+"""Values from a feature table, without the model."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class FeatureScoring:
     def of(
         cls, profile: ValidationProfile, options: ValuationOptions, *, overwrite: bool = False
     ) -> FeatureScoring:
-        """Look along a profile.
+        """Prepare to score against a profile.
 
         Args:
             profile: the profile.
             options: preconditioner and window.
-            overwrite: spend the profile's gradients, which halves the memory that they take.
+            overwrite: write over the profile's gradients, which halves the memory they take.
         """
         identity = profile.identity
         probe_direction = noise_direction(profile, options)
@@ -73,11 +73,11 @@ class FeatureScoring:
             progress: told of each window.
 
         Returns:
-            The columns of `score_rows`, one line for each line of the table, in order, with
+            The columns of `score_rows`, one row for each row of the table, in order, with
             value_source "features".
 
         Raises:
-            FingerprintMismatchError: if features and profile were not made alike.
+            FingerprintMismatchError: if features and profile differ in model or options.
         """
         scores, tokens = [], 0
         size = self.options.read_rows

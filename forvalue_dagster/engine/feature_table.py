@@ -1,7 +1,7 @@
-"""Token features as columns of a table, one line for each row.
+"""Token features as columns of a table, one table row for each row.
 
-The tensors of a row lie in binary columns, row-major and little-endian: a table then streams part
-by part, and a reader needs nothing but numpy. With T response tokens of a D wide model:
+The tensors of a row are stored in binary columns, row-major and little-endian. So a table can be
+read part by part, and a reader needs only numpy. With T response tokens of a model of width D:
 
 | column | dtype | shape |
 |---|---|---|
@@ -68,7 +68,7 @@ def read_features(scored: pl.DataFrame) -> TokenFeatures:
     """Rebuild the features of some scored rows, at least one.
 
     Args:
-        scored: lines of a feature table with status "scored".
+        scored: rows of a feature table with status "scored".
     """
     lengths = scored["response_tokens"].to_list()
     precision = json.loads(scored["fingerprint"][0])["hidden"]

@@ -1,4 +1,4 @@
-"""The feature pass: rows in, a feature table out, part by part, whatever the validation set."""
+"""The feature pass: makes a feature table part by part, without the validation set."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from forvalue_dagster.valuation.features import TokenFeatures, token_features
 from forvalue_dagster.valuation.prediction_error import PredictionErrors, positions_at_once
 from forvalue_dagster.valuation.statistics import summarise_rows
 
-# Batches whose records, and windows whose parts, are made while the device goes on.
+# Number of batches whose records, and windows whose parts, are made while the device continues.
 _BATCHES_BEHIND = 3
 _PARTS_BEHIND = 1
 
 
 class PartStore(Protocol):
-    """Where finished parts of a pass outlive its process."""
+    """A store of finished parts of a pass, which outlives the process."""
 
     def __contains__(self, key: str) -> bool:
         """Tell whether a part was finished."""
@@ -44,7 +44,7 @@ class PartStore(Protocol):
         ...
 
     def save(self, key: str, part: pl.DataFrame, budget: str) -> None:
-        """Keep a finished part, whole or not at all."""
+        """Store a finished part, whole or not at all."""
         ...
 
 
@@ -57,10 +57,10 @@ def feature_parts(
 ) -> Iterator[pl.DataFrame]:
     """Yield the feature table of a frame in parts of a window of rows each, in order.
 
-    Rows are encoded ahead of the device, and records and parts are made behind it, in threads: the
-    device waits for neither. A part in the store is taken from there if its rows, the fingerprint
-    and the token budget it began with are the same; so a killed pass goes on where it was, with
-    the batches that an uninterrupted one would have made, and ends with the same bytes.
+    Threads encode rows ahead of the device, and make records and parts behind it, so that the
+    device waits for neither. A part is taken from the store if its rows, the fingerprint and the
+    token budget it began with are the same. So a killed pass continues where it stopped, with the
+    batches that an uninterrupted one would have made, and ends with the same bytes.
 
     Args:
         loaded: the model.
@@ -74,7 +74,7 @@ def feature_parts(
     """
     run = _FeaturePass(loaded, frame, options, progress, store)
     spans = windows(len(frame), options, loaded.device.type)
-    # What an earlier pass has finished lies at the beginning.
+    # The parts that an earlier pass has finished come first.
     for span in spans:
         part = run.stored(span)
         if part is None:
@@ -84,7 +84,7 @@ def feature_parts(
 
 
 class _FeaturePass:
-    """One pass over a frame; counts what has come out."""
+    """One pass over a frame; counts the finished rows."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _FeaturePass:
                 window = self._frame[span]
                 key = self._key(span)
                 if self._store is not None and key in self._store:
-                    # A row before it has changed since: the part serves, encoded in vain.
+                    # An earlier row has changed since: the part is used, its encoding was in vain.
                     yield from parts.rest()
                     if (part := self.stored(span)) is not None:
                         for _ in _window(groups):

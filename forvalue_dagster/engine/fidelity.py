@@ -1,4 +1,4 @@
-"""How faithful values from features are, measured on a sample."""
+"""The accuracy of values from features, measured on a sample."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Values from features beside exact ones.
+    """Values from features compared with exact ones.
 
     Attributes:
-        rows: compared.
+        rows: number of rows compared.
         spearman: rank correlation.
         top_overlap: share of the exact top tenth that is the top tenth from features, too.
-        largest_error: in units of the row's gradient norm.
+        largest_error: largest error, in units of the row's gradient norm.
     """
 
     rows: int
@@ -27,7 +27,7 @@ class Fidelity:
 
 
 def seeded_sample(scored: pl.DataFrame, rows: int, seed: int = 0) -> pl.DataFrame:
-    """Return up to so many rows, the same whatever the order of the table."""
+    """Return up to `rows` rows, the same whatever the order of the table."""
     order = [
         sha256(f"{seed} {sample_id}".encode()).hexdigest() for sample_id in scored["sample_id"]
     ]

@@ -1,4 +1,4 @@
-"""What a feature table or a profile was made with, so that strangers never meet."""
+"""Fingerprints: the model and options that a feature table or a profile was made with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from forvalue_dagster.data.templates import asks_for_date, says_more_than_text
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.options.valuation import ValuationOptions
 
-# Raised when the meaning of stored features changes.
+# Increased when the meaning of stored features changes.
 FEATURES_VERSION = 3
-# Raised when it changes which tokens of calls, or of a template's own blocks, are the response.
+# Increased when other tokens of calls, or of a template's own blocks, become the response.
 MASK_VERSION = 2
 
 

@@ -1,4 +1,4 @@
-"""The forward pass: canonical rows in, what a head makes of their response positions out."""
+"""The forward pass: runs the model on canonical rows, and a head on their response positions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Passed:
-    """What the model made of one batch.
+    """The model's output for one batch.
 
     Attributes:
         positions: the rows' response positions.
@@ -48,7 +48,7 @@ class Passed:
     prompts: Tensor
 
 
-# What is computed of a batch beside the model; runs on the device, and again with less memory.
+# A function of a batch's output; runs on the device, and again when memory ran out.
 Head = Callable[[Passed], T]
 
 
@@ -60,7 +60,7 @@ class PassedRows(Generic[T]):
         rows: index of each row in the frame.
         truncated: whether the row was cut.
         lengths: response tokens of each row.
-        result: what the head made of them.
+        result: the head's result for them.
     """
 
     rows: tuple[int, ...]
@@ -81,16 +81,16 @@ class Unscored:
 def forward_pass(
     loaded: LoadedModel, frame: pl.DataFrame, options: ValuationOptions, head: Head[T]
 ) -> Iterator[PassedRows[T] | Unscored]:
-    """Pass canonical rows through the model; every row comes out once, in no particular order.
+    """Pass canonical rows through the model; yields every row once, in no particular order.
 
     Memory holds two windows of token lists, some batches of prepared images and one batch of
-    activations, however many rows come. Rows are encoded while the device is busy.
+    activations, however many rows there are. Rows are encoded while the device is busy.
 
     Args:
         loaded: the model.
         frame: canonical rows.
         options: tokens, batch and window sizes.
-        head: what is made of each batch.
+        head: function of each batch's output.
     """
     budget = TokenBudget.of(loaded, options)
     encoder = loaded.encoder(options.tokens, options.remembered_images)
@@ -112,8 +112,8 @@ def pass_group(
 ) -> Iterator[PassedRows[T] | Unscored]:
     """Pass one group of encoded rows.
 
-    Where a batch does not fit in memory its rows are passed again in smaller ones, and so are all
-    that follow; a row that does not fit alone comes out unscored.
+    If a batch does not fit in memory, its rows are passed again in smaller batches, which are
+    kept from then on; a row that does not fit alone is not scored.
     """
     for index, skipped in group.skipped:
         yield Unscored(index, skipped.reason, skipped.truncated)
@@ -139,7 +139,7 @@ def _fitting_batches(
     options: ValuationOptions,
     head: Head[T],
 ) -> Iterator[tuple[Batch, tuple[T] | None]]:
-    """Yield batches with what the head made of them; None for a row that does not fit alone."""
+    """Yield batches with the head's result; None for a row that does not fit alone."""
     left = list(range(len(encoded)))
     image_bytes = options.batch_image_mb * 1e6
     while left:
@@ -167,14 +167,14 @@ def _fitting_batches(
 def _fitting(
     compute: Callable[[], T], loaded: LoadedModel, options: ValuationOptions
 ) -> tuple[T] | None:
-    """Return what is computed; None if memory ran out, with what it took given back."""
+    """Return the result; None if memory ran out, after giving back what was taken."""
     try:
         with memory_limit(options.memory_limit_gb, loaded.device):
             return (compute(),)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # Only here is the exception gone, and the activations that it held.
+    # Only here is the exception gone, and with it the activations that it referred to.
     release_cached_memory(loaded.device)
     return None
 
@@ -186,10 +186,9 @@ def response_positions(loaded: LoadedModel, batch: Batch) -> ResponsePositions:
 
 @torch.inference_mode()
 def pass_batch(loaded: LoadedModel, batch: Batch) -> Passed:
-    """Pass one batch through the model; the head runs on no more than one position a row.
+    """Pass one batch through the model; the head runs on at most one position a row.
 
-    Nothing here waits for the device: what is needed to take the response positions out is known
-    on the host.
+    Nothing here waits for the device: the response positions are known on the host.
     """
     device = loaded.device
     inputs = {name: to_device(values, device) for name, values in batch.inputs.items()}

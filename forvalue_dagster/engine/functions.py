@@ -1,6 +1,7 @@
-"""The same job as the graph's, as plain functions for a notebook or a test.
+"""Plain functions that do the graph's work, for a notebook or a test.
 
-What loads torch is imported when a function is called: Dagster's tools look at every public name.
+Modules that load torch are imported when a function is called: Dagster's tools look at every
+public name.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def value_dataset(
 
     Raises:
         DataFileError: if a row or file cannot be read.
-        ModelLoadError: if the model is not to be had.
-        UnknownUnembeddingError: if the model's logits are not understood.
+        ModelLoadError: if the model cannot be loaded.
+        UnknownUnembeddingError: if the model's logits are not a known function of its unembedding.
     """
     from forvalue_dagster.engine.scoring import build_profile, score_rows
 
@@ -85,7 +86,7 @@ def pairwise_values(
 ) -> NDArray[np.float64]:
     """Value every training row for every validation row.
 
-    Takes the arguments of `value_dataset` and raises what it raises.
+    Takes the arguments of `value_dataset`, and raises the same errors.
 
     Returns:
         [N, M] float64; a row that cannot be scored is NaN, with the reason in the log.
@@ -111,7 +112,7 @@ def sample_features(
     batch_tokens: int | Literal["auto"] = "auto",
     columns: Columns | None = None,
 ) -> pl.DataFrame:
-    """Compute what one forward pass says of each row, to be valued later without the model.
+    """Compute the features of each row in one forward pass, to value it later without the model.
 
     Args:
         rows: a data file or a folder of them, a frame, or a list of dicts.
@@ -142,9 +143,10 @@ def validation_profile(
     columns: Columns | None = None,
     noise: NoiseOptions | None = DEFAULT_NOISE,
 ) -> ValidationProfile:
-    """Put trusted rows in closed form for `value_features`.
+    """Summarise trusted rows in a profile for `value_features`.
 
-    Takes the arguments of `sample_features`, and how a noise probe is fitted (None fits none).
+    Takes the arguments of `sample_features`, and `noise`, the options of the noise probe (None
+    fits none).
     """
     from forvalue_dagster.engine.scoring import build_profile
 
@@ -163,8 +165,8 @@ def value_features(
     """Value rows by their features; no model is loaded.
 
     Args:
-        features: from `sample_features`; a lazy frame is read in windows.
-        profile: from `validation_profile`, with the same model and options.
+        features: result of `sample_features`; a lazy frame is read in windows.
+        profile: result of `validation_profile`, with the same model and options.
         preconditioner: "activation", or "none" for the paper's plain score.
         damping: damping of the preconditioner, relative to the mean eigenvalue.
         centre: subtract the validation tokens' mean hidden state first.
@@ -173,7 +175,7 @@ def value_features(
         The columns of `value_dataset`, with value_source "features".
 
     Raises:
-        FingerprintMismatchError: if features and profile were not made alike.
+        FingerprintMismatchError: if features and profile differ in model or options.
     """
     from forvalue_dagster.engine.feature_scoring import score_features
 
@@ -187,7 +189,7 @@ def _options(batch_tokens: int | Literal["auto"], *values: Any, **named: Any) ->
 
 
 def loaded_model(model: Model) -> LoadedModel:
-    """Return a model that is loaded, as it is or by its name or configuration."""
+    """Return a loaded model as it is, or load one by its name or configuration."""
     from forvalue_dagster.models.loading import LoadedModel, load_model
 
     if isinstance(model, LoadedModel):

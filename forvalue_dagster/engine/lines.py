@@ -1,4 +1,4 @@
-"""Lines of feature tables: which serve again, and at which places of a frame."""
+"""Stored rows of feature tables: which can be reused, and at which places of a frame."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterator
 
 import polars as pl
 
-# A row skipped for one of these may fare better next time.
+# A row skipped for one of these reasons may be scored next time.
 _TRY_AGAIN = ("out_of_memory", "non_finite")
 
 
 def lines_to_reuse(mark: str) -> pl.Expr:
-    """Return which lines of a feature table serve again under a fingerprint."""
+    """Return which rows of a feature table can be reused under a fingerprint."""
     passing = pl.col("reason").is_in(_TRY_AGAIN).fill_null(False)
     return (pl.col("fingerprint") == mark) & pl.col("sample_id").is_not_null() & ~passing
 
 
 def placed(lines: pl.DataFrame, places: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Lay lines of a feature table out at every place that has their sample id.
+    """Put rows of a feature table at every place that has their sample id.
 
     Args:
-        lines: no sample id twice; a line without one keeps its place.
+        lines: feature rows, no sample id twice; a row without one keeps its place.
         places: shard, row and sample_id of every row of a frame.
 
     Yields:
-        Tables of at most as many lines, or an empty one if there are none.
+        Tables of at most as many rows as `lines`, or an empty one if there are none.
     """
     named = lines.select("sample_id").with_row_index("line").drop_nulls("sample_id")
     targets = places.join(named, on="sample_id", how="inner", maintain_order="left")

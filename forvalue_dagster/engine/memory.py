@@ -1,4 +1,4 @@
-"""Batches that adapt to the memory there is."""
+"""Batch sizes that adapt to the available memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.valuation.sweep_shape import SweepShape, blocked
 
 _CPU_TOKENS = 2048
-# Beyond these a GPU gains nothing, and rows of a batch differ more in length.
+# With more tokens a GPU gains nothing, and rows of a batch differ more in length.
 _MOST_TOKENS = 16_384
 _LEAST_TOKENS = 256
-# Of a GPU's free memory for the activations of a batch, the workspace of the head apart.
+# Share of a GPU's free memory for the activations of a batch, without the head's workspace.
 _ACTIVATIONS_SHARE = 0.3
 
 _logger = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class TokenBudget:
-    """What a batch may take: tokens, padding included, and memory of the head's workspace.
+    """The limits of a batch: tokens, padding included, and memory of the head's workspace.
 
-    Both fall when memory runs out, and with them the last digits of what is computed.
+    Both fall when memory runs out, which may change the last digits of results.
 
     Attributes:
         tokens: tokens of a batch.
-        sweep: with the workspace.
+        sweep: shape of the head's sweep, which holds the workspace.
     """
 
     tokens: int
@@ -44,11 +44,11 @@ class TokenBudget:
 
     @property
     def mark(self) -> str:
-        """The budget as text, to be kept with what was computed under it."""
+        """The budget as text, to be stored with the results computed under it."""
         return f"{self.tokens},{self.sweep.workspace}"
 
     def restore(self, mark: str) -> None:
-        """Go on with a budget that was kept."""
+        """Continue with a stored budget."""
         self.tokens, self.sweep.workspace = map(int, mark.split(","))
 
     def halve_workspace(self) -> bool:
@@ -77,8 +77,8 @@ def _fitting_tokens(loaded: LoadedModel) -> int:
     config = loaded.model.config.get_text_config()  # type: ignore[operator, union-attr]
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    # Without gradients one layer's activations live at a time: some copies of the residual
-    # stream, queries, keys and values, float32 in the norms; and the inside of the MLP.
+    # Without gradients one layer's activations are in memory at a time: some copies of the
+    # residual stream, queries, keys and values, float32 in the norms; and the inside of the MLP.
     token_bytes = loaded.unembedding.weight.element_size() * (16 * width + 4 * inner)
     free, _ = torch.cuda.mem_get_info(loaded.device)
     fitting: int = int(_ACTIVATIONS_SHARE * free) // token_bytes

@@ -1,4 +1,4 @@
-"""The noise probe's passes, and what it says of rows."""
+"""The noise probe: passes that fit it, and its columns for scored rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def preconditioner_of(options: ValuationOptions) -> Preconditioner:
 
 
 def noise_preconditioner(probe: NoiseProbe) -> Preconditioner:
-    """Return the metric that the probe's alignments were measured in."""
+    """Return the metric of the probe's alignments."""
     kind, damping, centre = probe.metric.split(",")
     return Preconditioner(kind, float(damping), centre == "True")  # type: ignore[arg-type]
 
@@ -57,7 +57,7 @@ def with_probe(
     Args:
         loaded: the model.
         validation: canonical rows, those of the profile among them.
-        groups: the group of each.
+        groups: group of each row.
         profile: profile of those rows, with their features.
         options: the valuation options, those of the noise probe among them.
         progress: told of each batch of copies.
@@ -111,12 +111,12 @@ def with_probe(
 def judge(
     profile: ValidationProfile, statistics: Array, alignment: Array, prompts: NDArray[np.float32]
 ) -> dict[str, list[float] | list[list[float]] | None]:
-    """Return the columns of `NOISE_COLUMNS` for rows; None where the profile cannot tell.
+    """Return the columns of `NOISE_COLUMNS` for rows; None if the profile has no probe.
 
     Args:
-        profile: with a probe and a prompt space, or without.
+        profile: the profile, with or without a probe and a prompt space.
         statistics: forward statistics [N, F].
-        alignment: in the probe's metric [N].
+        alignment: alignments in the probe's metric [N].
         prompts: mean last hidden state of each row's prompt [N, D].
     """
     probability = coordinates = None
@@ -144,7 +144,7 @@ def _left_out(
     profile: ValidationProfile,
     direction: ValueDirection,
 ) -> Array:
-    """Return the alignment of rows with the validation rows that they are no copies of."""
+    """Return the alignment of rows with the validation rows that they are not copies of."""
     of_owners = RowValues(
         validation.groups[owners],
         validation.value[owners],

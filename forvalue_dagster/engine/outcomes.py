@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 
 class NonFiniteModelError(RuntimeError):
-    """The model gave a finite output for no row at all: it is the model that is broken."""
+    """The model gave no row a finite output: the model is broken."""
 
 
 class Outcomes:
@@ -63,7 +63,7 @@ class Outcomes:
             }
 
     def frame(self, results: Mapping[str, pl.DataType]) -> pl.DataFrame:
-        """Return the table: identity, `results`, outcome; one line for each row, in order."""
+        """Return the table: identity, `results`, outcome; one row for each row, in order."""
         table = pl.DataFrame(self._records, schema={**results, **OUTCOME})
         return self._identity.hstack(table)
 
@@ -71,7 +71,7 @@ class Outcomes:
 def told(
     passes: Iterable[PassedRows[T] | Unscored], progress: Progress | None
 ) -> Iterator[PassedRows[T] | Unscored]:
-    """Yield what comes out of a pass, and tell of each batch that it has gone through."""
+    """Yield the results of a pass, and report each finished batch."""
     rows = tokens = 0
     for passed in passes:
         yield passed
@@ -88,7 +88,7 @@ def refuse_broken_model(scored: int, non_finite: int) -> None:
     """Raise if rows went through the model and none came out finite.
 
     Raises:
-        NonFiniteModelError: saying how many.
+        NonFiniteModelError: if so; the message says how many.
     """
     if non_finite and not scored:
         raise NonFiniteModelError(
@@ -99,7 +99,7 @@ def refuse_broken_model(scored: int, non_finite: int) -> None:
 
 
 def refuse_broken_outcome(table: pl.DataFrame) -> pl.DataFrame:
-    """Return a finished table, unless it tells of a broken model."""
+    """Return a finished table; raise if it shows that the model is broken."""
     scored = table.filter(pl.col("status") == "scored").height
     refuse_broken_model(scored, table.filter(pl.col("reason") == "non_finite").height)
     return table
@@ -109,7 +109,7 @@ def refuse_unused_groups(table: pl.DataFrame) -> None:
     """Raise if no row of a validation group could be used.
 
     Raises:
-        ValueError: saying how many rows were skipped for each reason.
+        ValueError: if so; the message counts the skipped rows for each reason.
     """
     for (group,), rows in table.group_by("group", maintain_order=True):
         if not (rows["status"] == "scored").any():
@@ -132,7 +132,7 @@ def value_records(
 
     Args:
         values: values of the rows.
-        lengths: their response tokens.
+        lengths: number of response tokens of each row.
         direction: the direction that they were computed along.
     """
     named = _group_columns(direction)
@@ -150,5 +150,5 @@ def value_records(
 
 
 def _group_columns(direction: ValueDirection) -> list[str]:
-    # With one group its value is the value.
+    # With one group, its value is also the overall value.
     return [] if len(direction.groups) == 1 else [f"value_{name}" for name in direction.groups]

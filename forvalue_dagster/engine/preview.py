@@ -1,4 +1,4 @@
-"""How rows are read, to be looked at: what a column became, and which tokens are scored."""
+"""A preview of how rows are read: what a column became, and which tokens are scored."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from forvalue_dagster.options.model import EMBEDDED
 
 # Text, and whether its tokens are scored.
 Piece = tuple[str, bool]
-# (text, whether it is scored) → as it is shown.
+# (text, whether it is scored) → the text to show.
 Mark = Callable[[str, bool], str]
-# Characters that turn the order of what stands around them.
+# Characters that change the direction of the text around them.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -33,14 +33,14 @@ class RowPreview:
     """One row as the model sees it.
 
     Attributes:
-        shard: the row's.
+        shard: the row's shard.
         row: its number in the shard.
         pieces: the rendered text in runs of tokens, and whether they are scored; empty for a row
             that is skipped.
         skipped: why it is skipped; None if it is not.
         tokens: number of its tokens.
         scored: number of those that are scored.
-        truncated: whether the model's window cuts it off.
+        truncated: whether it is cut to the model's window.
     """
 
     shard: str
@@ -53,7 +53,7 @@ class RowPreview:
 
     @property
     def title(self) -> str:
-        """What is said above its text."""
+        """The title above its text."""
         name = f"{self.shard}, row {self.row}"
         if self.skipped is not None:
             return f"{name}: skipped, {self.skipped}"
@@ -67,8 +67,8 @@ class Preview:
 
     Attributes:
         readings: file → how its rows were read.
-        warnings: what reading warned of: files that were passed over, each with the reason.
-        rows: those that are looked at.
+        warnings: warnings of the reader: files that were passed over, each with the reason.
+        rows: the rows to show.
     """
 
     readings: Mapping[str, RowReading]
@@ -76,21 +76,21 @@ class Preview:
     rows: tuple[RowPreview, ...]
 
     def __str__(self) -> str:
-        """Return it as text, with scored tokens in double brackets."""
+        """Return the preview as text, with scored tokens in double brackets."""
         legend = "Tokens in [[ ]] are scored."
         return self._text(legend, lambda text, scored: f"[[{text}]]" if scored else text)
 
     __repr__ = __str__
 
     def in_colour(self) -> str:
-        """Return it as text for a terminal, with scored tokens in colour."""
+        """Return the preview as text for a terminal, with scored tokens in colour."""
         legend = "Tokens \x1b[30;42min colour\x1b[0m are scored."
         return self._text(
             legend, lambda text, scored: f"\x1b[30;42m{text}\x1b[0m" if scored else text
         )
 
     def _repr_html_(self) -> str:
-        """Return it as HTML, which notebooks show."""
+        """Return the preview as HTML, which notebooks show."""
         parts = [f"<p>{escape(_plain(line))}</p>" for line in self.warnings]
         for file, reading in self.readings.items():
             listed = "".join(f"<li>{escape(_plain(line))}</li>" for line in _said(reading))
@@ -138,7 +138,7 @@ def preview(
     Raises:
         ValueError: if the number of rows is not positive.
         DataFileError: if a file cannot be read.
-        ModelLoadError: if the model is not to be had.
+        ModelLoadError: if the model cannot be loaded.
     """
     from forvalue_dagster.engine.encoding import encode_rows
 
@@ -183,12 +183,12 @@ def _row(
 
 def _rendered(tokenizer: Any, encoded: EncodedRow) -> Iterator[Piece]:
     """Yield a row's text in runs of tokens that are scored, or are not."""
-    # The mask lies at the position in front of the token that is scored.
+    # The mask marks the position in front of the scored token.
     scored = [False, *encoded.mask[:-1].tolist()]
     end, shown = 0, ""
     for is_scored, run in groupby(scored):
         end += sum(1 for _ in run)
-        # From the start each time: alone, a run would lose the blank that it begins with.
+        # From the start each time: decoded alone, a run would lose the blank that it begins with.
         text = str(
             tokenizer.decode(
                 encoded.input_ids[:end].tolist(),
@@ -201,7 +201,7 @@ def _rendered(tokenizer: Any, encoded: EncodedRow) -> Iterator[Piece]:
 
 
 def _said(reading: RowReading) -> Iterator[str]:
-    """Yield what there is to say of how a file was read."""
+    """Yield the sentences about how a file was read."""
     yield f"form: {reading.form or 'none, for no row could be read'}"
     yield from (f"{name} is read as {role}" for name, role in reading.used.items())
     if reading.unused:
@@ -212,7 +212,7 @@ def _said(reading: RowReading) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Return text of a file without what would steer a terminal, or cannot be printed."""
+    """Return text of a file without characters that control a terminal or cannot be printed."""
     return "".join(
         char
         if char in "\n\t" or not (unicodedata.category(char) in ("Cc", "Cs") or char in _TURNING)

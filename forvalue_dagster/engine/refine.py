@@ -1,8 +1,8 @@
-"""Exact where it matters: values of the rows near the selection's boundary, computed again.
+"""Refinement: computes the values of rows near the selection's boundary again, exactly.
 
-A value from features errs by a small share of the row's gradient norm. A row whose value lies
-further from the boundary than that error reaches is on the right side already; only the others
-need another forward pass, and with them the kept set is the exact one.
+The error of a value from features is a small share of the row's gradient norm. A row whose value
+is further from the boundary than that error is on the right side already. Only the others need
+another forward pass; then the same rows are kept as with exact values.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import polars as pl
 from forvalue_dagster.engine.selection import RANKED_BELOW, rank_score, select_rows
 from forvalue_dagster.options.selection import Refine, Selection
 
-# Scored lines → the same lines, in the same order, with their exact values.
+# Scored rows → the same rows, in the same order, with their exact values.
 Rescore = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What refining came to.
+    """The result of a refinement.
 
     Attributes:
-        rows: scored rows.
+        rows: number of scored rows.
         refined: number of them that were computed exactly.
-        resolved: whether no row that was not lies within the band.
-        band: the width that followed from the errors seen, in units of the gradient norm.
+        resolved: whether every row within the band was computed exactly.
+        band: width of the band from the errors seen, in units of the gradient norm.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class Refinement:
 
     @property
     def boundary(self) -> str:
-        """Say in a word whether the kept set is the exact one."""
+        """Say in a word whether the same rows are kept as with exact values."""
         return "resolved" if self.resolved else "unresolved"
 
 
@@ -46,18 +46,18 @@ def refine_scores(
 ) -> tuple[pl.DataFrame, Refinement]:
     """Compute rows near the boundary exactly until no other row could change sides.
 
-    The first rows are those nearest to the boundary; the largest error seen so far, times
-    `policy.safety`, is the band; rows inside it follow, until there is none or `policy.max_share`
-    of the scored rows is spent.
+    The rows nearest to the boundary come first. The largest error seen so far, times
+    `policy.safety`, is the band. Rows inside it follow, until there is none left or
+    `policy.max_share` of the scored rows is used up.
 
     Args:
         scores: value scores of every row that takes part in the selection.
         selection: the policy that decides.
-        rescore: computes exact values.
+        rescore: function that computes exact values.
         policy: the refinement policy.
 
     Returns:
-        The scores, refined lines with value_source "refined", and what it came to.
+        The scores, with value_source "refined" for refined rows, and the `Refinement`.
 
     Raises:
         ValueError: if the selection ranks rows by turns ("balanced"), where values have no
@@ -91,7 +91,7 @@ def refine_scores(
 
 
 def _distances(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
-    """Return the lines from features by their distance to a boundary, in gradient norms."""
+    """Return the rows valued from features with their distance to a boundary, in gradient norms."""
     decided = select_rows(scores, selection)
     lines = decided.with_columns(rank_score(decided, selection).alias("score"))
     ranked = lines.filter(pl.col("drop_reason").is_null() | (pl.col("drop_reason") == RANKED_BELOW))
@@ -118,12 +118,12 @@ def _largest_error(chosen: pl.DataFrame, exact: pl.DataFrame, selection: Selecti
     errors = [(chosen["score"] - after["score"]).abs() / chosen.select(_unit(selection.by))[:, 0]]
     if selection.min_value is not None:
         errors.append((chosen["value"] - after["value"]).abs() / chosen["gradient_norm"])
-    # A row without gradient has no value to err in: 0/0 there.
+    # A row without gradient has the value 0 and no error; its ratio is 0/0.
     return max(float(column.fill_nan(0.0).max() or 0.0) for column in errors)  # type: ignore[arg-type]
 
 
 def _unit(by: str) -> pl.Expr:
-    """Return what the error of a score is proportional to."""
+    """Return the unit of a score's error."""
     if by == "alignment":
         return pl.lit(1.0)
     norm = pl.col("gradient_norm")

@@ -1,8 +1,8 @@
-"""The feature pass of a shard that was seen before: only rows that are new go through the model.
+"""The feature pass that reuses stored features: only new rows go through the model.
 
 A row's features depend on its conversation, which `sample_id` hashes, and on what the fingerprint
-names. So the lines of any finished feature table with the same fingerprint serve again, whatever
-shard and place they were made for, and rows that repeat count once for the model.
+names. So the rows of any finished feature table with the same fingerprint can be reused, whatever
+their shard and place, and a row that occurs several times goes through the model once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from forvalue_dagster.options.valuation import ValuationOptions
 
 
 class KnownFeatures(Protocol):
-    """Finished feature tables, to be asked by sample id."""
+    """Finished feature tables, looked up by sample id."""
 
     def lines(self, mark: str, sample_ids: pl.Series) -> Iterator[pl.DataFrame]:
-        """Yield lines of feature tables with this fingerprint, no sample id twice."""
+        """Yield rows of feature tables with this fingerprint, no sample id twice."""
         ...
 
 
@@ -36,13 +36,13 @@ class FeaturePass:
         loaded: the model.
         frame: canonical rows.
         options: the valuation options.
-        known: finished feature tables; None knows none.
+        known: finished feature tables, or None.
 
     Attributes:
         mark: the fingerprint.
-        reused: rows whose features were there.
-        repeated: rows that repeat another row of the frame.
-        passed: rows that went through the model, or were found unreadable.
+        reused: number of rows whose features were stored.
+        repeated: number of rows that repeat another row of the frame.
+        passed: number of rows that went through the model, or were found unreadable.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class FeaturePass:
     def parts(
         self, store: PartStore | None = None, progress: Progress | None = None
     ) -> Iterator[pl.DataFrame]:
-        """Yield the feature table in parts: what is known first, then what is new.
+        """Yield the feature table in parts: stored rows first, then new ones.
 
-        A store receives each part before repeated rows are laid out (`engine.lines.placed`).
+        A store receives each part before repeated rows are put in their places
+        (`engine.lines.placed`).
 
         Raises:
             NonFiniteModelError: if rows went through the model and none came out finite.

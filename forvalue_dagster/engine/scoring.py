@@ -1,4 +1,4 @@
-"""The passes with a model and a validation set: the profile, and exact values."""
+"""Passes with a model: the validation profile, and exact values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from forvalue_dagster.valuation.statistics import summarise_rows
 from forvalue_dagster.valuation.value import RowValues, exact_values
 
 DEFAULT_GROUP = "all"
-# Batches whose records are made while the device goes on.
+# Number of batches whose records are made while the device continues.
 _BATCHES_BEHIND = 3
 
 
@@ -142,7 +142,7 @@ def exact_head(
     probe_direction: ValueDirection | None,
     passed: Passed,
 ) -> Transfer:
-    """Begin to bring values and statistics of a batch to the host.
+    """Start copying values and statistics of a batch to the host.
 
     Args:
         loaded: the model.
@@ -193,7 +193,7 @@ def _record(
 def direction_of(
     profile: ValidationProfile, options: ValuationOptions, *, overwrite: bool = False
 ) -> ValueDirection:
-    """Return the direction that the options ask for; `overwrite` spends the profile for it."""
+    """Return the direction that the options ask for; `overwrite` spends the gradients."""
     return profile.direction(preconditioner_of(options), overwrite=overwrite)
 
 
@@ -208,7 +208,7 @@ def noise_direction(profile: ValidationProfile, options: ValuationOptions) -> Va
 
 
 def with_source(scores: pl.DataFrame, source: str, profile: str) -> pl.DataFrame:
-    """Complete a table of scores by how its values were computed, and by which profile."""
+    """Add to a table of scores how its values were computed, and with which profile."""
     return scores.with_columns(
         value_source=pl.when(pl.col("status") == "scored").then(pl.lit(source)),
         profile=pl.lit(profile),

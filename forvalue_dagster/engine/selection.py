@@ -1,4 +1,4 @@
-"""Which scored rows are kept, and why each of the others is not."""
+"""Selection: which scored rows are kept, and why each of the others is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIES = ["sample_id", "shard", "row"]
 
 
 def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
-    """Decide on every row.
+    """Decide for every row whether it is kept.
 
     Args:
         scores: value scores of any number of shards, one row each.
@@ -24,13 +24,13 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
         `scores` in the same order with `drop_reason`, null for a kept row.
 
     Raises:
-        ValueError: if noise probabilities are asked for and some scored row has none.
+        ValueError: if the selection uses noise probabilities and some scored row has none.
     """
     scored = pl.col("status") == "scored"
-    # (condition, reason); the first that holds is the row's.
+    # (condition, reason); the first condition that holds gives the row's reason.
     rules = [(~scored, pl.concat_str(pl.lit("skipped: "), "reason"))]
     if selection.drop_duplicates:
-        # Ties in a hash are the same conversation: the first place it occurs stays.
+        # Rows with the same hash are the same conversation: the first one is kept.
         repeated = pl.int_range(pl.len()).over("sample_id", "status", order_by=["shard", "row"]) > 0
         rules.append((repeated, pl.lit("duplicate")))
     if selection.min_value is not None:
@@ -49,7 +49,7 @@ def select_rows(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
 
 
 def rank_score(scores: pl.DataFrame, selection: Selection) -> pl.Expr:
-    """Return the expression that ranks the rows in question, larger first."""
+    """Return the expression that ranks the rows, larger first."""
     groups = group_columns(scores.columns)
     if selection.across_groups == "pooled" or not groups:
         return pl.col(selection.by)
@@ -59,7 +59,7 @@ def rank_score(scores: pl.DataFrame, selection: Selection) -> pl.Expr:
         return pl.mean_horizontal(values)
     if selection.across_groups == "maximum":
         return pl.max_horizontal(values)
-    # A row's turn comes with the group that would take it first.
+    # A row's turn is its best rank in any group.
     turns = [
         pl.struct(-value, *_TIES).rank("ordinal").cast(pl.Int64).alias(name)
         for name, value in zip(groups, values, strict=True)
@@ -68,8 +68,8 @@ def rank_score(scores: pl.DataFrame, selection: Selection) -> pl.Expr:
 
 
 def _limit(decided: pl.DataFrame, selection: Selection, scored_rows: int) -> pl.DataFrame:
-    """Drop what ranks below the limits."""
-    # The hash breaks ties, so that the order of rows and shards decides nothing.
+    """Drop the rows that rank below the limits."""
+    # The hash breaks ties, so that the order of rows and shards does not matter.
     ranked = (
         decided.with_row_index("place")
         .filter(pl.col("drop_reason").is_null())

@@ -1,4 +1,4 @@
-"""Tokens of rows, without a pass."""
+"""Count the tokens of rows, without running the model."""
 
 from __future__ import annotations
 

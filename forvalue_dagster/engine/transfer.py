@@ -1,4 +1,4 @@
-"""Results on their way from the device, and work that goes on beside it."""
+"""Copies of results from the device, and threads that work while the device is busy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _END = object()
 
 
 class Transfer:
-    """Some tensors' one copy to the host, begun and not waited for.
+    """A copy of some tensors to the host, started without waiting for its end.
 
     Args:
-        tensors: name → tensor, all on one device, of the dtypes that tables hold.
+        tensors: name → tensor, all on one device, of dtypes that tables can hold.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -63,7 +63,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
     """Yield items that a thread makes ahead of their use.
 
     Args:
-        items: what is iterated, in the thread alone.
+        items: the iterator; only the thread uses it.
         depth: largest number of items that are ready or being made; with 0 there is no thread.
     """
     if depth < 1:
@@ -80,7 +80,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
 
 
 class Behind(Generic[T]):
-    """A thread that finishes work in order, some of it outstanding while the caller goes on.
+    """A thread that finishes work in order, some of it while the caller continues.
 
     Args:
         depth: largest number of unfinished pieces; with 0 the caller waits for each.
@@ -98,21 +98,21 @@ class Behind(Generic[T]):
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, work: Callable[[], T]) -> Future[T]:
-        """Begin a piece of work once those before it are done."""
+        """Add a piece of work, to be started when those before it are done."""
         self._pending.append(self._pool.submit(work))
         return self._pending[-1]
 
     def ready(self) -> Iterator[T]:
-        """Wait until no more than `depth` pieces are outstanding; yield what the others came to."""
+        """Wait until at most `depth` pieces are unfinished; yield the results of the others."""
         while len(self._pending) > self._depth:
             yield self._pending.popleft().result()
 
     def wait(self) -> None:
-        """Wait until no more than `depth` pieces are outstanding."""
+        """Wait until at most `depth` pieces are unfinished."""
         for _ in self.ready():
             pass
 
     def rest(self) -> Iterator[T]:
-        """Yield what is outstanding."""
+        """Yield the remaining results."""
         while self._pending:
             yield self._pending.popleft().result()

@@ -172,7 +172,7 @@ class PredictionErrors:
                 self._logits = logits
 
     def _block(self, block: slice) -> tuple[Tensor, Tensor | None]:
-        """Compute and sum a block's logits; return them, and the largest of each group if known."""
+        """Compute and sum a block's logits; return them, and each group's largest if known."""
         tile, width = self._unembedding.sweep.tile, block.stop - block.start
         if tile is None:
             z = self._unembedding.logits(self._hidden, block)
@@ -201,7 +201,7 @@ class PredictionErrors:
     _spans: list[tuple[range, slice]] | None = None
 
     def _add(self, z: Tensor, rows: range, span: slice, block: slice) -> Tensor | None:
-        """Add a tile to the sums; return the largest of each of its groups where they are known."""
+        """Add a tile to the sums; return the largest entry of each group if known."""
         slope = None if self._visitor is None else self._unembedding.transform.slope(z)
         labels, size = self._positions.labels[span], self._unembedding.vocabulary_size
         set_labels(z, labels, block, self._lowest, whole=z.shape[1] == size)
@@ -226,7 +226,7 @@ class PredictionErrors:
         return groups
 
     def _keep_largest(self, z: Tensor, groups: Tensor | None, offset: int) -> None:
-        """Merge the largest errors of a block into those of the blocks before, labels apart."""
+        """Merge a block's largest errors into those of earlier blocks, without the labels."""
         size = self._log_size(z)
         place = _largest(size, self._others, groups if size is z else None)
         tokens, logits = place + offset, z.gather(1, place)
@@ -238,7 +238,7 @@ class PredictionErrors:
         self._top = tokens, logits
 
     def _log_size(self, logits: Tensor) -> Tensor:
-        """Return what orders a position's errors as their magnitudes do; the label comes last."""
+        """Return a key that sorts a position's errors by magnitude; the label comes last."""
         slope = self._unembedding.transform.slope(logits)
         if slope is None or slope.numel() == 1 < logits.numel():
             return logits
@@ -279,8 +279,8 @@ class PredictionErrors:
         """Return the entries of e that are largest in magnitude, the label's always among them.
 
         Returns:
-            (tokens [P, k] int64, distinct in each position; e at those tokens [P, k]). k is what
-            the sweep was asked for, cut to the size of the vocabulary; the label comes last.
+            (tokens [P, k] int64, distinct in each position; e at those tokens [P, k]). k is `top`,
+            but at most the size of the vocabulary; the label comes last.
         """
         labels = self._positions.labels[:, None]
         if self._top is None:
@@ -299,7 +299,7 @@ def is_fused(z: Tensor) -> bool:
 
 
 def positions_at_once(unembedding: Unembedding, positions: ResponsePositions) -> int:
-    """Return how many positions' logits over the whole vocabulary are held at a time."""
+    """Return for how many positions all logits are in memory at a time."""
     return unembedding.sweep.positions(unembedding.vocabulary_size, positions.dtype)
 
 
@@ -329,7 +329,7 @@ def set_labels(
 def _largest(z: Tensor, count: int, groups: Tensor | None = None) -> Tensor:
     """Return the places of the largest entries of each row [n, count], or fewer if it has fewer.
 
-    The k largest lie in the k groups with the largest maxima, which are few of a large vocabulary.
+    The k largest lie in the k groups with the largest maxima, a small part of a large vocabulary.
 
     Args:
         z: rows of entries [n, C].

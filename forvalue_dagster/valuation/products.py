@@ -1,4 +1,4 @@
-"""Matrix products whose rounding is that of float32, whatever dtype their factors are held in.
+"""Matrix products with the rounding of float32, whatever the dtype of their factors.
 
 A product of two bfloat16 or float16 numbers is exact in float32. So half-precision factors need
 no cast: accumulated and returned in float32 their product is as exact as that of upcast factors,
@@ -16,12 +16,12 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that scores of states of `dtype` are computed in."""
+    """Return the dtype to compute scores in for hidden states of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def takes_half(left: Tensor, right: Tensor) -> bool:
-    """Tell whether `product` can multiply two tensors as they are held, in half precision."""
+    """Tell whether `product` can multiply two half-precision tensors without a cast."""
     return left.is_cuda and left.dtype == right.dtype and left.dtype in _HALF
 
 
@@ -49,7 +49,7 @@ def batched_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def split_bfloat16(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a float32 tensor as the sum of two bfloat16 ones, but for 2⁻¹⁶ of each entry."""
+    """Return a float32 tensor as the sum of two bfloat16 ones, up to 2⁻¹⁶ of each entry."""
     high = factor.bfloat16()
     return high, (factor - high).bfloat16()
 
@@ -62,13 +62,13 @@ def self_products(high: Tensor, low: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SplitFactor:
-    """A float32 factor of products on a GPU, held as two half-precision parts.
+    """A float32 factor of products on a GPU, stored as two half-precision parts.
 
         x · scale = high + low,   |error| ≤ 2⁻²² of the largest entry
 
     with both parts in float16 and a power of two as scale, which brings the largest entry near
-    one. The product of two such factors is three half-precision products, laid side by side along
-    K: high·high + high·low + low·high.
+    one. The product of two such factors is three half-precision products, joined along K:
+    high·high + high·low + low·high.
 
     Attributes:
         parts: [N, 3 K], float16.
@@ -81,13 +81,13 @@ class SplitFactor:
 
     @classmethod
     def left(cls, factor: Tensor) -> SplitFactor:
-        """Split the left factor [N, K] of products; a row that is not finite spoils no other."""
+        """Split the left factor [N, K]; a row that is not finite does not affect the others."""
         high, low, scale = _split(factor, factor.abs().amax(dim=1, keepdim=True))
         return cls(torch.cat([high, high, low], dim=1), scale)
 
     @classmethod
     def right(cls, factor: Tensor) -> SplitFactor:
-        """Split the right factor [M, K] of products."""
+        """Split the right factor [M, K]."""
         high, low, scale = _split(factor, factor.abs().amax()[None, None])
         return cls(torch.cat([high, low, high], dim=1), scale)
 

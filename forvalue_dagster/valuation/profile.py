@@ -1,4 +1,4 @@
-"""The validation profile: what is kept of the trusted rows, and the direction values look along."""
+"""The validation profile: what is stored of the trusted rows, and the direction of values."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ class ValueDirection:
 
 @dataclass(frozen=True)
 class ValidationProfile:
-    """The trusted rows in closed form.
+    """A summary of the trusted rows that values can be computed from.
 
     Attributes:
         groups: names of the validation groups.
         counts: validation rows in each group.
         gradients: Ḡ_g = mean over the group's rows of G_v [G, V, D], float32 (float64 if the
             model is).
-        errors: mean over the group's rows of Σ_t e_t [G, V], same dtype; what centring needs.
+        errors: mean over the group's rows of Σ_t e_t [G, V], same dtype; needed for centring.
         hidden_mean: mean of h over all response tokens [D], float64.
         hidden_second_moment: A = mean of h hᵀ over the same [D, D], float64.
         rows: validation row that each of the M entries below belongs to [M], int64.
         statistics: forward statistics of those rows, name → [M] float64.
         features: token features of those rows, for pairs; None if they were not kept.
         fingerprint: fingerprint of the model and the options that made it, as the engine writes it.
-        noise: the noise probe fitted on those rows; None if none was.
-        prompts: where their prompts lie; None if that tells nothing.
+        noise: the noise probe fitted on those rows; None if none was fitted.
+        prompts: the prompt space of those rows; None if they are too few or all alike.
     """
 
     groups: tuple[str, ...]
@@ -83,7 +83,7 @@ class ValidationProfile:
 
     @property
     def identity(self) -> str:
-        """A short name that two profiles share only if they judge rows alike."""
+        """A short name that two profiles share only if they give rows the same scores."""
         digest = sha256(f"{self.fingerprint}{self.groups}{self.counts}".encode())
         digest.update(
             self.gradients[:, :: max(1, self.gradients.shape[1] // 64)].cpu().numpy().tobytes()
@@ -96,11 +96,11 @@ class ValidationProfile:
     def direction(
         self, preconditioner: Preconditioner, *, overwrite: bool = False
     ) -> ValueDirection:
-        """Return the direction that values are measured along.
+        """Return the direction of values.
 
         Args:
             preconditioner: the metric.
-            overwrite: write over the profile's gradients, which are then spent; where there are
+            overwrite: write over the profile's gradients, which cannot be used afterwards; with
                 many groups this halves the memory.
         """
         metric = preconditioner.metric(self.hidden_mean, self.hidden_second_moment)
@@ -124,7 +124,7 @@ class ValidationProfile:
         return ValueDirection(self.groups, weights, gradients, metric, norm)
 
     def to(self, device: torch.device) -> ValidationProfile:
-        """Return the profile with what scoring needs on a device."""
+        """Return the profile with the tensors for scoring on a device."""
         return replace(
             self,
             gradients=self.gradients.to(device),
@@ -170,7 +170,7 @@ class ValidationProfile:
 
 
 def stored_probe(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> NoiseProbe | None:
-    """Return the noise probe of a stored profile, and nothing else of it."""
+    """Return only the noise probe of a stored profile."""
     described = metadata.get("noise")
     if described is None:
         return None
@@ -179,7 +179,7 @@ def stored_probe(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> 
 
 
 def stored_prompts(tensors: Mapping[str, Tensor]) -> PromptSpace | None:
-    """Return the prompt space of a stored profile, and nothing else of it."""
+    """Return only the prompt space of a stored profile."""
     arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "prompts.").items()}
     return PromptSpace.from_arrays(arrays) if arrays else None
 

@@ -22,10 +22,10 @@ class ProfileBuilder:
     """Accumulates a `ValidationProfile` batch by batch; memory does not grow with the rows.
 
     Args:
-        unembedding: the model's.
+        unembedding: the model's unembedding.
         groups: names of all the groups that will occur.
         keep: precision of the rows' token features to keep; None keeps none.
-        fingerprint: kept with the profile.
+        fingerprint: fingerprint to store with the profile.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class ProfileBuilder:
         Args:
             positions: the response positions of the rows.
             groups: the group of each row.
-            rows: what each row is known by.
+            rows: index of each row.
 
         Returns:
-            For each row whether it was taken.
+            Whether each row was added.
         """
         taken: list[bool] = []
         limit = positions_at_once(self._unembedding, positions)
