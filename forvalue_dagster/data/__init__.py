@@ -1,1 +1,1 @@
-"""From files to token batches: readers, canonical rows, chat templates, response masks, recipes."""
+"""Readers, canonical rows, chat templates, response masks, token batches and noise recipes."""

@@ -1,4 +1,4 @@
-"""Rows to padded batches under a budget of tokens and of image memory."""
+"""Make padded batches of rows, within a budget of tokens and of image memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Batch:
         attention_mask: int64, 0 on padding.
         mask: bool, r of `EncodedRow`; False on padding.
         prompt_tokens: number of prompt tokens of each row.
-        inputs: what else the model is given.
+        inputs: further inputs of the model.
     """
 
     rows: tuple[int, ...]
@@ -41,14 +41,14 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield batches of rows of similar length.
 
-    A row beyond a budget stands alone. Right padding leaves positions and causal attention as
-    they are without it, in every family.
+    A row beyond a budget is a batch of its own. Right padding changes neither positions nor causal
+    attention, in any model family.
 
     Args:
         rows: encoded rows of one encoder.
         budget: tokens of a batch, padding included.
-        image_bytes: memory of what a batch holds beside tokens.
-        row_aligned: as of the encoder.
+        image_bytes: memory of a batch's inputs other than tokens.
+        row_aligned: the encoder's `row_aligned`.
     """
     kinds = [_cross_attention(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (kinds[index], len(rows[index]), index))
@@ -70,7 +70,7 @@ def _cross_attention(row: EncodedRow) -> tuple[int, ...]:
 
     In transformers' Mllama a token in front of all images attends to every image of the batch's
     longest row, the padding included (5.23: the output of a fully masked row of attention is not
-    zeroed), so only rows with equally many images give each other nothing.
+    zeroed). So only rows with equally many images do not affect each other.
     """
     mask = row.inputs.get("cross_attention_mask")
     return () if mask is None else mask.shape[2:]
@@ -97,7 +97,7 @@ def pad(
 def _joined(
     inputs: Sequence[Mapping[str, NDArray[Any]]], row_aligned: Collection[str], tokens: int
 ) -> dict[str, NDArray[Any]]:
-    """Join the inputs of rows; zeros stand where a row has less than others, as in processors."""
+    """Join the inputs of rows; zeros fill up a row that has less, as in processors."""
     joined = {}
     for name in sorted({name for own in inputs for name in own}):
         of_row = name in row_aligned or name in TOKEN_ALIGNED

@@ -1,9 +1,9 @@
-"""JSON of canonical rows: read from columns, free of a container's nulls, written, hashed.
+"""JSON of canonical rows: reading it from columns, removing nulls, writing and hashing it.
 
 A table of columns gives every object the keys of all rows' objects, with null where a row has
-none; JSON Lines can hold a null that is meant. What a row says may not hang on its container, so
-keys with null are taken out of objects at any depth, in every container. Nulls in lists stay, and
-so do nulls inside of JSON *text* (arguments, tools): no container adds those.
+none; JSON Lines can hold a null that is meant. A row's content must not depend on the kind of
+file, so keys with null are removed from objects at any depth, for every kind of file. Nulls in
+lists stay, and so do nulls inside of JSON *text* (arguments, tools): no kind of file adds those.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def parsed(text: str, column: str) -> Any:
         column: its name, for the error.
 
     Raises:
-        RowError: if it is no JSON.
+        RowError: if it is not JSON.
     """
     try:
         return json.loads(text)
@@ -35,7 +35,7 @@ def parsed(text: str, column: str) -> Any:
 
 
 def parsed_or_none(text: Any) -> Any:
-    """Parse what may be JSON text; None if it is none."""
+    """Parse what may be JSON text; None if it is not."""
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -43,7 +43,7 @@ def parsed_or_none(text: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Take keys with null out of objects, at any depth."""
+    """Remove keys with null from objects, at any depth."""
     if isinstance(value, Mapping):
         return {str(key): without_nulls(v) for key, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
@@ -58,12 +58,12 @@ _SORTED = json.JSONEncoder(**_OPTIONS, sort_keys=True)
 
 
 def in_file_order(value: Any) -> str:
-    """Write what is rendered: a model sees the order of the file's keys."""
+    """Write JSON for rendering, with keys in the file's order, which the model sees."""
     return _IN_FILE_ORDER.encode(value)
 
 
 def messages_text(messages: list[dict[str, Any]]) -> str:
-    """Write messages: their own keys sorted (templates ask for them by name), the rest as it is."""
+    """Write messages: their own keys sorted (templates read them by name), the rest as it is."""
     return in_file_order([dict(sorted(message.items())) for message in messages])
 
 
@@ -71,7 +71,7 @@ def content_hash(messages: list[dict[str, Any]], tools: Any) -> str:
     """Hash a conversation; the order of keys is not content.
 
     Raises:
-        RowError: if its text is no Unicode.
+        RowError: if its text is not Unicode.
     """
     identity = _SORTED.encode(messages)
     if tools:
@@ -86,7 +86,7 @@ def content_hash(messages: list[dict[str, Any]], tools: Any) -> str:
 
 
 def content_id(messages: str, tools: str | None) -> str:
-    """Return the id of a row that is stored: from its texts, whatever the order of their keys.
+    """Return the id of a stored row from its JSON texts, whatever the order of their keys.
 
     Args:
         messages: JSON text of a canonical row's messages.

@@ -1,4 +1,4 @@
-"""Conversations to tokens: chat template, response mask, truncation."""
+"""Encode conversations as tokens: chat template, response mask, truncation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forvalue_dagster.data.turns import Rendered, Span, Template, Turns, TurnsNo
 from forvalue_dagster.data.ways_to_write import call_arguments, ways_to_write
 from forvalue_dagster.options.model import TEMPLATE_DATE
 
-# Inputs beside the tokens with a place for each token: [1, T, …].
+# Inputs other than the tokens that have an entry for each token: [1, T, …].
 TOKEN_ALIGNED = frozenset({"token_type_ids", "mm_token_type_ids", "cross_attention_mask"})
 
 
@@ -34,7 +34,7 @@ class Encoding:
         max_length: the window, in tokens.
         chat_template: a Jinja template, the path of one, or the name of one of the tokenizer's;
             "plain" for `templates.PLAIN_TEMPLATE`; None for the tokenizer's.
-        template_date: the day (ISO) that a template writes which asks for today's date.
+        template_date: date (ISO) for a template that asks for today's date.
         vocabulary: size of the model's vocabulary; None to trust the tokenizer.
     """
 
@@ -45,7 +45,7 @@ class Encoding:
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Check that each option has a valid value."""
         if self.tokens not in ("response", "all"):
             raise ValueError(f"tokens {self.tokens!r} is unknown; expected 'response' or 'all'.")
         if self.max_length < 2:
@@ -67,7 +67,7 @@ class EncodedRow:
         mask: r [T], bool: True at a position whose *next* token is scored.
         truncated: whether anything fell outside the window.
         prompt_tokens: number of tokens before the first response.
-        inputs: what else the model is given for the row, as its processor made it (images, token
+        inputs: further inputs of the model for the row, as its processor made them (images, token
             types); those named in `TOKEN_ALIGNED` are [1, T, …].
     """
 
@@ -82,7 +82,7 @@ class EncodedRow:
 
     @property
     def image_bytes(self) -> int:
-        """Memory of what the model is given beside tokens."""
+        """Memory of the model's inputs other than tokens, in bytes."""
         return sum(values.nbytes for values in self.inputs.values())
 
 
@@ -103,7 +103,7 @@ class Tokens:
         response: [T], bool: part of a response.
         left_out: [T], bool: part of a response that training leaves out.
         image: [T], bool: stands for an image, so never a label.
-        inputs: as of `EncodedRow`.
+        inputs: as in `EncodedRow`.
     """
 
     ids: NDArray[np.int64]
@@ -125,8 +125,8 @@ class ConversationEncoder:
         chat_template: a chat template to use in place of the tokenizer's own.
 
     Raises:
-        ValueError: if the tokenizer cannot tell where its tokens lie, or has no chat template
-            and none is given.
+        ValueError: if the tokenizer does not say where its tokens are in the text, or has no chat
+            template and none is given.
     """
 
     row_aligned: frozenset[str] = frozenset()
@@ -150,7 +150,7 @@ class ConversationEncoder:
         self._known: dict[str, Template] = {}
         special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         words = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        # Without any, a pattern that matches nothing.
+        # Without special tokens, a pattern that matches nothing.
         self._end_token = re.compile(rf"\s*(?:{'|'.join(map(re.escape, words)) or '(?!)'})")
 
     def refuse_broken_template(self) -> None:
@@ -190,7 +190,7 @@ class ConversationEncoder:
         return tokens if isinstance(tokens, SkippedRow) else self._window(tokens)
 
     def _encode_text(self, parts: Sequence[Message]) -> EncodedRow | SkippedRow:
-        """Encode text that is rendered already: as it stands, without a template."""
+        """Encode text that is rendered already, without a template."""
         if len(parts) == 1 and self._encoding.tokens == "response":
             return SkippedRow("text_without_response")
         if not _speaks(parts[-1]):
@@ -212,13 +212,13 @@ class ConversationEncoder:
     def _pictures(
         self, conversation: Sequence[Message], images: Sequence[bytes | None]
     ) -> Sequence[Any] | SkippedRow:
-        """Return the decoded images of a conversation; here, for models that read none."""
+        """Return the decoded images of a conversation; here, for models that take none."""
         if images or any(message_images(message) for message in conversation):
             return SkippedRow("image_without_vision")
         return ()
 
     def _rendered(self, conversation: Sequence[Message], tools: Any) -> Rendered | SkippedRow:
-        """Render a conversation in the first of the ways to write it that the template takes."""
+        """Render a conversation in the first way of writing it that the template accepts."""
         if tools is not None and not _are_objects(tools):
             return SkippedRow("template_refused")
         reason = None
@@ -246,12 +246,12 @@ class ConversationEncoder:
                 left_out += turns.spans(index)
         written = "".join(turns.text[start:end] for start, end in response)
         if any(str(arguments) in written for arguments in call_arguments(messages)):
-            # Python's way to write them: the template expects JSON text.
+            # Written as Python writes a dict: the template expects JSON text.
             raise TurnsNotFoundError("template_refused")
         return Rendered(turns.text, response, left_out)
 
     def _template(self, tools: Any) -> Template:
-        # As transformers chooses.
+        # The same choice as in transformers.
         name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._known:
             text = self._templates[name]
@@ -263,7 +263,7 @@ class ConversationEncoder:
         return self._known[name]
 
     def _render(self, template: str, messages: Sequence[Message], tools: Any, prompt: bool) -> str:
-        """Render messages, with a generation prompt behind them or without.
+        """Render messages, with or without a generation prompt after them.
 
         Raises:
             TemplateRefusalError: if the template refuses.
@@ -291,9 +291,9 @@ class ConversationEncoder:
         return Tokens(ids, response, left_out, np.zeros_like(response))
 
     def _window(self, tokens: Tokens) -> EncodedRow | SkippedRow:
-        """Cut to the window: the prompt gives way first, from its beginning.
+        """Cut to the window: the prompt is cut first, from its beginning.
 
-        Images are never cut, nor is anything in front of one: then it is the end that gives way.
+        Images are never cut, nor is anything in front of one: then the end is cut.
         """
         ids, response, image = tokens.ids, tokens.response, tokens.image
         left_out, own = tokens.left_out, self._encoding.vocabulary
@@ -301,7 +301,7 @@ class ConversationEncoder:
         truncated = len(ids) > window
         inputs = dict(tokens.inputs)
         if truncated:
-            # A response that fills the window alone still keeps a quarter of it as context.
+            # For a response that fills the window alone, a quarter of the window stays context.
             latest = max(int(response.argmax()) - window // 4, 0)
             start = 0 if image.any() else min(len(ids) - window, latest)
             kept = slice(start, start + window)
@@ -310,7 +310,7 @@ class ConversationEncoder:
             ids, response, image = ids[kept], response[kept], image[kept]
             left_out = left_out[kept]
             inputs |= {name: inputs[name][:, kept] for name in TOKEN_ALIGNED & inputs.keys()}
-        # A placeholder of an image is replaced before it is looked up.
+        # An image's placeholder is replaced before the embeddings are looked up.
         if own is not None and (ids[~image] >= own).any():
             return SkippedRow("token_without_embedding", truncated)
         scored = response if self._encoding.tokens == "response" else ~left_out
@@ -321,13 +321,13 @@ class ConversationEncoder:
 
 
 def covered(offsets: NDArray[np.int64], *kinds: Sequence[Span]) -> list[NDArray[np.bool_]]:
-    """Return, for each kind of spans, whether each token has a part in any of them.
+    """Return, for each kind of spans, whether each token overlaps any of them.
 
     Args:
-        offsets: [T, 2], where each token lies in the text.
-        kinds: places in the text.
+        offsets: start and end of each token in the text [T, 2].
+        kinds: spans of the text.
     """
-    # Some tokenizers trim leading space off a token's place: it begins where the last ended.
+    # Some tokenizers leave leading space out of a token's span: it begins where the last ended.
     previous_end = np.concatenate([[0], np.maximum.accumulate(offsets[:, 1])[:-1]])
     starts = np.minimum(offsets[:, 0], previous_end)
     found = []

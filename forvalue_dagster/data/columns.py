@@ -1,4 +1,4 @@
-"""Where a source keeps its conversations, as a person can say it."""
+"""The option that names the columns of a source's conversations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# Columns beside a conversation that are found by their names, in the order they are looked for.
+# Further columns that are found by their names, in the order they are looked for.
 SYSTEM = ("system", "system_prompt")
 HISTORY = ("history",)
 TOOLS = ("tools",)
@@ -21,7 +21,7 @@ _BESIDE = (*SYSTEM, *HISTORY, *TOOLS, *FUNCTIONS, *CHOSEN, *REJECTED, *LABEL, *I
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a source keeps its conversation; what is None is detected by the usual names.
+    """The columns that hold a source's conversations; None is detected by the usual names.
 
     Attributes:
         messages: column with a list of messages (chat `messages` or ShareGPT `conversations`).
@@ -36,14 +36,14 @@ class Columns:
         chosen: column with the chosen answer, or the conversation that ends with it.
         rejected: column with the rejected answer, kept unscored.
         label: column that says whether the answer is a good one (KTO); bad ones are skipped.
-        text: column with text alone, scored whole with `tokens="all"`.
-        response_marker: what stands in the text in front of the response, such as "### Answer:";
+        text: column with plain text, scored whole with `tokens="all"`.
+        response_marker: marker in the text in front of the response, such as "### Answer:";
             the last one counts.
-        ignore: columns that are no part of the conversation although they are named like one.
-        separator: what joins the columns of a prompt.
+        ignore: columns to ignore although they are named like a part of the conversation.
+        separator: text that joins the columns of a prompt.
         role_key: key of a message that names its speaker; by default role, from or speaker.
         content_key: key of a message that holds its text; by default content, value or text.
-        speakers: role of each speaker with a name of its own: user, assistant, system, tool, or
+        speakers: role of each speaker with an unusual name: user, assistant, system, tool, or
             function_call for an assistant that calls tools.
     """
 
@@ -67,7 +67,7 @@ class Columns:
     speakers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse half a pair and two forms at once."""
+        """Check that columns that go together are named together, and only one form is named."""
         pair, preference = self.response is not None, self.chosen is not None
         if pair and preference:
             raise ValueError("Give either a response column or a chosen one, not both.")
@@ -84,7 +84,7 @@ class Columns:
 
     @property
     def is_text(self) -> bool:
-        """Whether rows are said to be text alone."""
+        """Whether rows are plain text."""
         return self.text is not None or self.response_marker is not None
 
     @property
@@ -106,21 +106,21 @@ class Columns:
     def from_llamafactory(cls, entry: Mapping[str, Any]) -> Columns:
         """Read an entry of LLaMA-Factory's dataset_info.json.
 
-        Its `columns`, `tags`, `formatting` and `ranking` say how rows are read, with that
-        program's defaults; which file it is and where from says nothing here.
+        Its `columns`, `tags`, `formatting` and `ranking` are used, with that program's defaults;
+        the file's name and origin are ignored.
 
         Args:
             entry: the value under the dataset's name.
 
         Raises:
-            ValueError: if it says something that is not known.
+            ValueError: if a value is not known.
         """
         formatting = entry.get("formatting", "alpaca")
         if formatting not in _LLAMAFACTORY:
             raise ValueError(
                 f"formatting {formatting!r} is unknown; expected one of {', '.join(_LLAMAFACTORY)}."
             )
-        # There, what a mapping leaves out is not read; without one the usual names are.
+        # There, a mapping's missing entries are not read; without a mapping the usual names are.
         names = dict(entry.get("columns") or _LLAMAFACTORY[formatting])
         tags = dict(entry.get("tags") or {})
         if unknown := sorted((names.keys() - _LLAMAFACTORY_COLUMNS) | (tags.keys() - _TAGS)):
@@ -149,7 +149,7 @@ class Columns:
             prompts = (names.get("prompt"), names.get("query"))
             about["prompt"] = tuple(name for name in prompts if name)
             about["response"] = None if ranking else response
-        else:  # text to go on pretraining with
+        else:  # text for continued pretraining
             about["text"] = names.get("prompt")
         given = cls(**about)
         media = [names[name] for name in ("videos", "audios") if names.get(name)]
@@ -168,7 +168,7 @@ _LLAMAFACTORY_COLUMNS = dict.fromkeys(
         *("images", "videos", "audios", "chosen", "rejected", "kto_tag"),
     )
 )
-# Its tags, and the role of each that names a speaker.
+# LLaMA-Factory's tags, and the role of each that names a speaker.
 _TAGS = {
     "role_tag": None,
     "content_tag": None,

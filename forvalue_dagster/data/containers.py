@@ -1,4 +1,4 @@
-"""What rows may come in, as data to be shown: one entry for each container."""
+"""The containers that rows may come in, one entry for each, for the docs and messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from forvalue_dagster.data.formats import FORMATS
 
 @dataclass(frozen=True)
 class Container:
-    """Something that holds rows.
+    """A kind of file, folder or object that holds rows.
 
     Attributes:
         name: what people call it.
         known_by: the sign that it is recognised by.
-        rows: what in it is a row.
+        rows: the part of it that is a row.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Rows damaged on purpose: a known share of a training set, or copies of every trusted row."""
+"""Damage rows on purpose: a known share of a training set, or copies of every trusted row."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -56,7 +56,7 @@ def corrupt_responses(
             for other, text in enumerate(responses)
             if text != responses[row] and (groups is None or groups[other] != groups[row])
         ]
-        # Without a donor the recipes that need none still work; the others refuse an empty one.
+        # Without a donor, recipes that need none still work; the others raise on an empty one.
         donor = donors[int(rng.integers(len(donors)))] if donors else ""
         result[row] = _first_that_works(names, turn, responses[row], donor, rng)
     return result
@@ -130,7 +130,7 @@ def corrupted_copies(
 
 @dataclass(frozen=True)
 class _Row:
-    """A row that can be damaged: its place, its conversation, and the turn that answers."""
+    """A row that can be damaged: its place, its conversation, and the answering turn."""
 
     index: int
     sample_id: str
@@ -148,13 +148,13 @@ class _Row:
 
     @property
     def recipes(self) -> list[str]:
-        """Those meant for it: a plain text has no images, and questions seldom come twice."""
+        """The recipes for it: a plain text has no images, and few questions occur twice."""
         plain = [name for name in NOISE_RECIPES if name != SAME_QUESTION]
         return [*plain, SAME_QUESTION, *IMAGE_RECIPES] if self.images else plain
 
 
 class _Donors:
-    """The rows of a table, and what they give to each other."""
+    """The rows of a table, as donors for each other."""
 
     def __init__(self, rows: pl.DataFrame) -> None:
         columns = rows.select("sample_id", "messages", "images", "problem").iter_rows()

@@ -1,4 +1,4 @@
-"""The content of a table as a short name."""
+"""A hash of a table's content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def digest(frame: pl.DataFrame) -> str:
 
 
 def _plain(rows: pl.DataFrame) -> pl.DataFrame:
-    """Write as text what JSON cannot tell apart (NaN and null), or cannot hold (bytes)."""
+    """Write as text the values that JSON cannot tell apart (NaN, null) or cannot hold (bytes)."""
     bytes_inside = [name for name, dtype in rows.schema.items() if "Binary" in str(dtype)]
     return rows.with_columns(
         pl.selectors.float().cast(pl.String),

@@ -1,7 +1,7 @@
 """The form of a file, decided once for all its rows.
 
-A file has one form. Rows of another one are read as what they are only if the forms share no
-column, so that no row can be taken for another's; any other row that does not fit is a problem.
+A file has one form. Rows of another form are read too, but only if the forms share no column, so
+that no row can be read in the wrong form; any other row that does not fit is a problem.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class FileForm:
     """The form of a file.
 
     Attributes:
-        columns: as they are configured.
+        columns: the configured columns.
         forms: the form of most rows, then those that share no column with it.
         by_columns: columns that a row of the file has → its form, if it is one of `forms`.
-        marks: columns named like a part of the conversation that hold numbers alone.
+        marks: columns named like a part of the conversation that hold only numbers.
         missing: named columns that no row has.
     """
 
@@ -49,7 +49,7 @@ class FileForm:
         """Decide the form of a file.
 
         Args:
-            rows: all of them; None for one that could not be parsed.
+            rows: all rows; None for one that could not be parsed.
             columns: where the conversation is kept.
         """
         known = [row for row in rows if row is not None]
@@ -127,7 +127,7 @@ class FileForm:
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], columns: Columns) -> frozenset[str]:
-    """Return columns that are named like what stands beside a conversation, and are no part of it.
+    """Return columns that are named like a part of a conversation, and are not one.
 
     A label is KTO's if it is true or false (in a CSV file as text); numbers are classes, ranks or
     scores.
@@ -147,6 +147,6 @@ def _marks(rows: Sequence[Mapping[str, Any]], columns: Columns) -> frozenset[str
 
 
 def _present(row: Mapping[str, Any], columns: Columns, marks: frozenset[str]) -> frozenset[str]:
-    """Return the columns that hold something: a columnar file gives a row absent ones, too."""
+    """Return the columns that are not empty: a columnar file gives every row every column."""
     without = marks.union(columns.ignore)
     return frozenset(name for name, value in row.items() if value is not None) - without

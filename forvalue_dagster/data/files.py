@@ -1,4 +1,4 @@
-"""What every reader of data files shares: rows, errors, limits, and bytes out of a file."""
+"""Common to all readers of data files: rows, errors, limits, and opening a file."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class ReadLimits:
 
     @property
     def long_line(self) -> str:
-        """The problem with a row beyond the limit."""
+        """The problem of a row beyond the limit."""
         return (
             f"longer than {self.line_bytes:,} bytes; expected a shorter one, or a higher limit "
             "(line_bytes)"
         )
 
     def check_file(self, path: Path, size: int) -> None:
-        """Refuse a file that is beyond the limit.
+        """Check that a file is within the limit.
 
         Raises:
-            DataFileError: if it is.
+            DataFileError: if it is larger.
         """
         if size > self.file_bytes:
             raise DataFileError(
@@ -64,7 +64,7 @@ class SourceRow:
         values: the row's columns; None if it could not be parsed.
         text: the row verbatim on one line, for JSON.
         problem: why it could not be parsed, or None.
-        place: what an error calls it beside its number; by default its line.
+        place: name of the row's place in an error; by default its line.
     """
 
     row: int
@@ -76,7 +76,7 @@ class SourceRow:
 
 @contextmanager
 def opened(path: Path, limits: ReadLimits) -> Iterator[Any]:
-    """Open a text file, plain, .gz or .zst, behind its byte order mark.
+    """Open a text file, plain, .gz or .zst, after its byte order mark.
 
     Raises:
         DataFileError: if the compressed stream is damaged or cut off, if more comes out of it
@@ -106,7 +106,7 @@ def _decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
 
 
 class _Counted(io.RawIOBase):
-    """Bytes of a file as they are decompressed, up to the limit."""
+    """The decompressed bytes of a file, up to the limit."""
 
     def __init__(self, stream: IO[bytes], path: Path, limits: ReadLimits) -> None:
         self._stream, self._path, self._limits = stream, path, limits

@@ -1,4 +1,4 @@
-"""One row of every form that is read, and what it is read as: the table of docs/data.md."""
+"""One row of every form, and what it is read as: the table of docs/data.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FormExample:
     Attributes:
         form: its name, and other names of its columns.
         row: a row in this form.
-        read_as: as `outline` writes it.
+        read_as: the conversation, as `outline` writes it.
         columns: columns option that reads it, where detection does not.
     """
 
@@ -27,7 +27,7 @@ class FormExample:
 
 
 def outline(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Write a conversation in a line: who says what, and what is not scored."""
+    """Write a conversation on one line: who says what, and what is not scored."""
     return " · ".join(
         f"{message['role']}{_mark(message)}: {_said(message)}" for message in messages
     )

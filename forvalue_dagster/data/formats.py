@@ -1,4 +1,4 @@
-"""Which files hold rows, and who reads them: one entry for each format."""
+"""The file formats that hold rows, one entry for each, with its reader."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class FileFormat:
     Attributes:
         name: what people call it.
         suffixes: suffixes of its files, in lower case; files may have them in any case.
-        rows: what of the file is a row.
-        read: returns its rows, as a table or one by one.
+        rows: the part of the file that is a row.
+        read: function that returns its rows, as a table or one by one.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _each(*suffixes: str) -> tuple[str, ...]:
     return tuple(suffix + compressed for suffix in suffixes for compressed in COMPRESSED)
 
 
-# Where two files of a folder are one shard by their names, the one that is named earlier is it.
+# If two files of a folder have the same shard name, the format listed first is used.
 FORMATS = (
     FileFormat(
         "JSON Lines",
@@ -70,7 +70,7 @@ FORMATS = (
 SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
 SAVED_DATASET = "state.json"
 DATASET_DICT = "dataset_dict.json"
-# They say something about data; none of them holds rows.
+# Files that describe data and hold no rows.
 DESCRIPTIONS = frozenset((SAVED_DATASET, DATASET_DICT, "dataset_info.json", "dataset_infos.json"))
 
 
@@ -94,7 +94,7 @@ def read_file(path: Path, limits: ReadLimits) -> pl.DataFrame | Iterator[SourceR
     """Read a data file or a dataset that was saved by Hugging Face.
 
     Raises:
-        DataFileError: if it is of another kind, or damaged.
+        DataFileError: if its format is unknown, or it is damaged.
     """
     if path.is_dir():
         return read_saved_dataset(path, limits)
@@ -105,7 +105,7 @@ def read_file(path: Path, limits: ReadLimits) -> pl.DataFrame | Iterator[SourceR
 
 
 def not_a_data_file(path: Path) -> DataFileError:
-    """Say that a file has no format that is read."""
+    """Return the error for a file of an unknown format."""
     return DataFileError(
         f"{path} is no data file; expected one of {', '.join(SUFFIXES)}, or a folder of them or "
         "written by datasets' save_to_disk."

@@ -1,4 +1,4 @@
-"""Forms of rows: which columns hold a conversation, found by their names or named by a person."""
+"""Forms of rows: which columns hold a conversation, found by their names or configured."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _PAIRS = tuple(
         )
     )
 )
-# What a prompt has beside its main column, in the order in which it is joined.
+# Further columns of a prompt, in the order in which they are joined.
 _BESIDE_A_PROMPT = ("input", "context")
 _BESIDE_AN_INSTRUCTION = ("question", "problem", "query", *_BESIDE_A_PROMPT)
-# Names that say: this may be part of the conversation. `user` is mostly an id.
+# Names of columns that may be part of the conversation. `user` is mostly an id.
 _SUSPICIOUS = frozenset(
     (
         *(*MESSAGES, *_PROMPTS, *_RESPONSES, "answers", "context", "score", "text", "objects"),
@@ -82,7 +82,7 @@ def is_one_of_several(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Form:
-    """Which columns of a row hold its conversation, by the names that the row has.
+    """The columns of a row that hold its conversation, by the names in the row.
 
     Attributes:
         name: name of the form.
@@ -92,7 +92,7 @@ class Form:
         response: column with the response.
         chosen: column with the chosen answer.
         text: column with text alone.
-        beside: role → column of what stands beside any form.
+        beside: role → further column, which may occur with any form.
     """
 
     name: Name
@@ -106,12 +106,12 @@ class Form:
 
     @property
     def own(self) -> set[str]:
-        """Columns that no row of another form may have."""
+        """The columns that no row of another form may have."""
         return {*self.main, *self.prompt}
 
     @cached_property
     def used(self) -> dict[str, str]:
-        """Column → what it is read as."""
+        """Each used column → what it is read as."""
         own = {"messages": self.messages, "response": self.response, "text": self.text}
         own |= {"chosen": self.chosen, **self.beside}
         named = {column: role for role, column in own.items() if column is not None}
@@ -122,7 +122,7 @@ class Form:
 
 
 def needed_columns(columns: Columns) -> tuple[str, ...]:
-    """Return the columns that a configuration asks of each row."""
+    """Return the columns that a configuration requires in each row."""
     if columns.is_text:
         return (columns.text or "text",)
     names = (columns.messages, *columns.prompts[:1], columns.response, columns.chosen)
@@ -131,7 +131,7 @@ def needed_columns(columns: Columns) -> tuple[str, ...]:
 
 def find_form(present: frozenset[str], columns: Columns) -> Form | None:
     """Return the form of rows that have these columns, or None."""
-    # A spelling in lower case goes before another.
+    # A spelling in lower case comes before another.
     names = {n.casefold(): n for n in sorted(present, key=lambda n: (n == n.casefold(), n))}
     beside = _beside(names, present, columns)
     needed = needed_columns(columns)
@@ -178,7 +178,7 @@ def _named_form(
     name: Name = "prompt and response"
     messages = columns.messages
     prompt = tuple(name for name in columns.prompts if name in present)
-    if messages is None and not prompt:  # the chosen answer alone is named
+    if messages is None and not prompt:  # only the chosen answer is named
         messages = _first(MESSAGES, names)
         asked = _asked(names) if messages is None else None
         prompt = () if asked is None else _prompt_columns(asked, names)
@@ -204,7 +204,7 @@ def _detected_form(
     pair = next((pair for pair in _PAIRS if pair[0] in names and pair[1] in names), None)
     chosen = _first(CHOSEN, names)
     if chosen is not None and (messages or pair) and "rejected" not in beside:
-        chosen = None  # a mark of the user's own, beside a whole conversation
+        chosen = None  # a column of the user's own, beside a whole conversation
     name: Name = "preference" if chosen or "rejected" in beside else "chat"
     if messages is not None:
         return Form(name, (messages,), messages=messages, chosen=chosen, beside=beside)
@@ -232,7 +232,7 @@ def _asked(names: Mapping[str, str]) -> str | None:
 
 
 def _prompt_columns(main: str, names: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what a prompt is joined of: an instruction first, what it is about last."""
+    """Return the columns of a prompt in order: the instruction first, its subject last."""
     first = [main]
     if main in _BESIDE_AN_INSTRUCTION and "instruction" in names:
         first = ["instruction", main]

@@ -1,4 +1,4 @@
-"""Rows that are in memory already: frames of any library, datasets, and lists of dicts."""
+"""Read rows that are in memory: frames of any library, datasets, and lists of dicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forvalue_dagster.data.files import DataFileError, SourceRow
 
 @runtime_checkable
 class ArrowStream(Protocol):
-    """A table of PyArrow, pandas or another library that hands over Arrow data."""
+    """A table of PyArrow, pandas or another library that exports Arrow data."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
@@ -42,8 +42,8 @@ def as_table(rows: Any) -> pl.DataFrame | Iterator[SourceRow]:
         raise DataFileError(f"{_kind(rows)} has columns {twice} twice; expected each once.")
     try:
         if library == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
-            # Its rows in their order, whatever was selected, and images as they are stored.
-            if rows.format["type"] == "custom":  # what its own function makes of them
+            # The selected rows in their order, and images as they are stored.
+            if rows.format["type"] == "custom":  # rows as its own function returns them
                 return _records(rows)
             rows = rows.with_format("arrow", columns=rows.format["columns"])[:]
         if library == "pandas" and hasattr(rows, "columns"):
@@ -51,7 +51,7 @@ def as_table(rows: Any) -> pl.DataFrame | Iterator[SourceRow]:
         if isinstance(rows, ArrowStream) or hasattr(rows, "__arrow_c_array__"):
             return pl.DataFrame(rows)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        # The cause would quote the rows.
+        # Without the cause, which would quote the rows.
         raise DataFileError(
             f"{_kind(rows)} that polars cannot read ({type(error).__name__}); expected columns of "
             "one type each."
@@ -90,10 +90,10 @@ def _columns(rows: Mapping[Any, Any], library: str) -> pl.DataFrame:
 
 
 def _pandas(rows: Any) -> pl.DataFrame | Iterator[SourceRow]:
-    """Read a pandas frame without its index; NaN is its way to say that a value is absent."""
+    """Read a pandas frame without its index; NaN there means that a value is absent."""
     try:
         return pl.from_pandas(rows)
-    except Exception:  # pyarrow's errors are of many kinds; columns of several types are the cause
+    except Exception:  # pyarrow raises many kinds; the cause is a column of several types
         records = rows.astype(object).where(rows.notna(), None).to_dict("records")
         return _records(records)
 

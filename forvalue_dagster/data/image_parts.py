@@ -1,8 +1,8 @@
-"""Image parts of a conversation, whatever form it came in.
+"""Image parts of a conversation, from any form of data.
 
 The forms: parts of type image or image_url that name their image (OpenAI's and Hugging Face's
-chat forms); parts without a name, and `<image>` in a prompt's text (LLaVA's form), that stand for
-the images of a column; and a column of images beside a plain prompt, which then come first.
+chat forms); parts without a name, and `<image>` in a prompt's text (LLaVA's form), which take the
+images of a column; and a column of images with a plain prompt, which then come first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forvalue_dagster.data.images import (
 )
 from forvalue_dagster.data.problems import plain_names
 
-# A line break beside the placeholder belongs to it: templates set images off themselves.
+# A line break next to the placeholder belongs to it: templates separate images themselves.
 _PLACEHOLDER = re.compile(r"<image>\n?|\n<image>$")
 # The names that chat forms give an image's reference, in the order they are looked for.
 _REFERENCES = ("image", "image_url", "url", "path", "bytes", "value")
@@ -35,7 +35,7 @@ def is_image(part: Mapping[str, Any]) -> bool:
 
 
 def image_part(part: Any) -> dict[str, Any] | None:
-    """Read a part of a chat form; None if it is no image."""
+    """Read a part of a message's content; None if it is not an image."""
     if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
         return None
     if isinstance(part.get("base64"), str):
@@ -49,7 +49,7 @@ def image_columns(source: Mapping[str, Any], column: str | None) -> list[Any]:
 
     Args:
         source: the row.
-        column: its name; None looks for the usual ones.
+        column: name of the image column; None looks for the usual names.
 
     Raises:
         ImageReferenceError: if a named column is missing.
@@ -79,8 +79,8 @@ def with_images(
         image: None, path}; and the bytes in that order, None if there are no images.
 
     Raises:
-        ImageReferenceError: if images and places are not equally many, an assistant's turn holds
-            one, or a reference is not followed.
+        ImageReferenceError: if there are not as many images as places, an assistant's turn holds
+            an image, or a reference is not allowed.
     """
     messages = list(messages)
     if column and not _open_parts(messages):

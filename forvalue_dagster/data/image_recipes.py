@@ -1,4 +1,4 @@
-"""Noise recipes for rows with images, beside those for responses (`recipes.py`).
+"""Noise recipes for the images of a row (for responses, see `recipes.py`).
 
 An image recipe is a pure function of a row's images, the images of another row (the donor) and
 a random generator. To add one, write it here under the `image_recipe` decorator.
@@ -42,7 +42,7 @@ def image_swap(images: Images, donor: Images, rng: np.random.Generator) -> Image
         The donor.
 
     Raises:
-        InapplicableRecipeError: If the donor has none, or the same.
+        InapplicableRecipeError: If the donor has no images, or the same ones.
     """
     if not donor or donor == images:
         raise InapplicableRecipeError("image_swap needs a donor with other images")

@@ -1,7 +1,7 @@
-"""Images that a row names: their bytes, and the picture in them.
+"""Load and decode the images that a row names.
 
 A row names an image by bytes, by a data URI, or by a path or URI inside the data's own folder.
-Nothing else is followed: data files are untrusted.
+Nothing else is loaded: data files are untrusted.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The decoders that are asked: others start programs (EPS), or are seldom kept.
+# The decoders in use: others start programs (EPS), or are rarely used for data.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class ImageReferenceError(ValueError):
-    """A row names an image in a way that is not followed; the message says why."""
+    """A row names an image in a way that is not allowed; the message says why."""
 
 
-# Longer ones no file system or object store takes.
+# No file system or object store takes longer paths.
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 
 
 class PictureError(ValueError):
-    """The bytes hold no usable picture.
+    """The bytes are not a usable picture.
 
     Attributes:
         reason: a key of `data.skip_reasons.SKIP_REASONS`.
@@ -47,11 +47,11 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Where images that are named by path lie.
+    """The folder of images that are named by path.
 
     Attributes:
         uri: URI of the folder, without a slash at its end.
-        read: path below it → bytes; None if there is no such file.
+        read: function from a path below it to bytes, or None if there is no such file.
     """
 
     uri: str
@@ -84,7 +84,7 @@ def local_images(folder: Path) -> ImageFolder:
     root = folder.resolve()
 
     def read(path: str) -> bytes | None:
-        # A link that leads to itself comes back as that link, which is not a file.
+        # A link to itself resolves to the link, which is not a file.
         file = Path(os.path.realpath(root / path))
         if not file.is_relative_to(root):
             raise ImageReferenceError(f"an image's path leads out of {folder} through a link")
@@ -93,7 +93,7 @@ def local_images(folder: Path) -> ImageFolder:
         try:
             return file.read_bytes() if file.is_file() else None
         except OSError as error:
-            # Without its own text, which holds the path that the row gives.
+            # Without the error's own text, which holds the path that the row gives.
             raise ImageReferenceError(
                 f"an image in {folder} cannot be read: {error.strerror}. Mend the file or its "
                 "rights"
@@ -136,7 +136,7 @@ def from_base64(text: str) -> bytes:
     """Decode base64.
 
     Raises:
-        ImageReferenceError: if it is none.
+        ImageReferenceError: if it is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
@@ -145,15 +145,15 @@ def from_base64(text: str) -> bytes:
 
 
 def image_digest(data: bytes) -> str:
-    """Name an image by its content."""
+    """Return the hash that names an image."""
     return sha256(data).hexdigest()[:32]
 
 
 def decode_picture(data: bytes) -> Image:
-    """Decode an image as models are fed: upright, RGB, 8 bits, its first frame.
+    """Decode an image for a model: upright, RGB, 8 bits, the first frame.
 
-    As transformers loads images: rotated as its EXIF says, transparency dropped. Sixteen bits
-    of grey keep their upper eight.
+    As transformers loads images: rotated as the EXIF data says, without transparency. Of sixteen
+    bits of grey the upper eight are kept.
 
     Raises:
         PictureError: "image_unreadable" if it is damaged, of another format or without pixels;

@@ -1,8 +1,7 @@
-"""JSON as a stream of rows: one object a line, one array, or objects one after the other.
+"""Read JSON as a stream of rows: one object a line, one array, or objects one after the other.
 
-Which of these a file is, its beginning decides: people call all of them .json and .jsonl. Rows
-are cut out of an array by its brackets and parsed one by one, so that a bad one is a problem of
-its own.
+The beginning of a file decides which of these it is: all are called .json or .jsonl. The rows of
+an array are found by its brackets and parsed one by one, so that one bad row is one problem.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from typing import IO, Any
 
 from forvalue_dagster.data.files import DataFileError, ReadLimits, SourceRow, opened
 
-# Keys under which an object keeps the rows of a file.
+# Keys under which one object holds the rows of a file.
 _WRAPPERS = re.compile(
     "data|dataset|entries|examples|instances|items|records|rows|samples|"
     "train|validation|test|dev|eval",
     re.IGNORECASE,
 )
-# Strings are stepped over whole: brackets inside them are text.
+# Strings are skipped: brackets inside them are text.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _BREAKS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
 class _RepeatedKeyError(ValueError):
-    """Which of the values is meant, the format does not say."""
+    """A key occurs twice in an object: JSON does not say which value is meant."""
 
 
 def read_json_lines(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
-    """Yield the rows of a .jsonl file; blank lines are no rows.
+    """Yield the rows of a .jsonl file; blank lines are skipped.
 
     Raises:
-        DataFileError: if the compressed stream is damaged, or a limit is passed.
+        DataFileError: if the compressed stream is damaged, or a limit is exceeded.
     """
     with opened(path, limits) as stream:
         if _breaks_its_lines(stream.peek()):
@@ -48,7 +47,7 @@ def read_json(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
     """Yield the rows of a .json file, also where one object holds them under one key.
 
     Raises:
-        DataFileError: as `read_json_lines`; or if an array ends too early, or an object holds
+        DataFileError: as in `read_json_lines`; or if an array ends too early, or an object holds
             several lists of rows.
     """
     with opened(path, limits) as stream:
@@ -73,7 +72,7 @@ def _lines(stream: IO[bytes], limits: ReadLimits) -> Iterator[SourceRow]:
 
 
 def _breaks_its_lines(head: bytes) -> bool:
-    """Whether a file is anything but one JSON value a line, judged by its beginning."""
+    """Whether the beginning of a file is anything but one JSON value a line."""
     head = head.lstrip()
     line, newline, rest = head.partition(b"\n")
     if re.match(rb"\[\s*{", head):
@@ -84,7 +83,7 @@ def _breaks_its_lines(head: bytes) -> bool:
 def _document(
     text: bytes, path: Path, limits: ReadLimits, *, wrapped: bool = False
 ) -> Iterator[SourceRow]:
-    """Yield the rows of an array, or of objects that are broken over lines."""
+    """Yield the rows of an array, or of objects that span several lines."""
     text = text.strip()
     found = _cut(text)
     if wrapped and text.startswith(b"[") and found is None:
@@ -144,7 +143,7 @@ def _cut(text: bytes) -> list[bytes] | None:
             depth -= 1
             if depth == 0 and outer:
                 last = text[start : token.start()].strip()
-                # What stands behind the array is no part of it.
+                # Text after the array is not part of it.
                 ended = token.end() == len(text)
                 return (
                     [*pieces, last] if last and ended else pieces if ended and not pieces else None
@@ -159,7 +158,7 @@ def _cut(text: bytes) -> list[bytes] | None:
 
 
 def _parsed(row: int, piece: bytes, place: str = "") -> SourceRow:
-    # A file that was put together of several may have a mark at each one's beginning.
+    # A file joined from several may have a byte order mark at each one's beginning.
     try:
         text = piece.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -183,7 +182,7 @@ def _parsed(row: int, piece: bytes, place: str = "") -> SourceRow:
 
 
 def _values(text: bytes) -> Any:
-    """Return a JSON value; None if it is none."""
+    """Return a JSON value; None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

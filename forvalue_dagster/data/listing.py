@@ -1,4 +1,4 @@
-"""Which files of a folder or prefix are shards, judged by their paths alone."""
+"""Find the shards of a folder or prefix by the paths of its files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from forvalue_dagster.data.formats import (
     stem,
 )
 
-# Names become partitions and files: with our suffix and a mark of a write, at most 255 bytes.
+# Names become partitions and files: with our suffix and a temporary suffix, at most 255 bytes.
 MAX_NAME = 200
-# What Dagster takes in no partition.
+# Characters that Dagster does not allow in a partition.
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f]|\.\.\.")
 _PART_OF_SPLIT = re.compile(r"([-_.]\d+(-of-\d+)?(-[0-9a-f]{16})?)?")
-# Files that stand beside rows and that nobody takes for rows.
+# Files next to data files that hold no rows.
 _BESIDE = re.compile(
     r"(?i)^_|^(license|notice|makefile|dockerfile)|"
     r"\.(md|rst|py|sh|ipynb|ya?ml|toml|cfg|ini|log|crc|lock|html|pdf|"
@@ -41,11 +41,11 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The shards and other files of a folder.
 
     Attributes:
         shards: shard → path of its file, or of its folder if that holds all of it.
-        passed_over: path → why it is no shard.
+        passed_over: path → why it is not a shard.
     """
 
     shards: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def files_below(root: Path, *, deep: bool) -> Iterator[str]:
                 if not _is_folder(entry):
                     yield "/".join(path)
                 elif inside and entry.is_symlink():
-                    continue  # it may lead back to where it lies
+                    continue  # it may lead back to its own folder
                 elif deep or not inside or "=" in entry.name or any(map(format_of, inside)):
                     yield from walk(entry.path, path)
 
@@ -76,7 +76,7 @@ def files_below(root: Path, *, deep: bool) -> Iterator[str]:
 
 
 def shards_in(paths: Collection[str], origin: str, split: str | None = None) -> Listing:
-    """Say which files and folders are shards, and why others are none.
+    """Return which files and folders are shards, and why others are not.
 
     Without a split, every data file, saved dataset and folder of parts directly inside the
     folder is a shard. With one, the folder is a directory of Hugging Face datasets: a saved
@@ -85,14 +85,14 @@ def shards_in(paths: Collection[str], origin: str, split: str | None = None) -> 
 
     Args:
         paths: paths of the files, relative to the folder, "/" between parts.
-        origin: what an error calls the folder.
+        origin: name of the folder in an error.
         split: the split to read of a directory of Hugging Face datasets.
 
     Raises:
         DataFileError: if the folder is a DatasetDict and no split is named, or if there is no
             such split.
     """
-    # Hidden files are others' business: half-written ones, a finder's notes.
+    # Hidden files are not data: half-written files, metadata of a file manager.
     paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.split("/")))
     saved = {str(PurePosixPath(path).parent) for path in paths if _name(path) == SAVED_DATASET}
     whole = saved | _folders_of_parts(paths)
@@ -127,7 +127,7 @@ def shards_in(paths: Collection[str], origin: str, split: str | None = None) -> 
 
 
 def nothing_to_read(origin: str, passed_over: Mapping[str, str]) -> DataFileError:
-    """Say what a folder holds in which nothing can be read."""
+    """Return the error for a folder without a shard, with what it holds."""
     held = "; ".join(f"{path}: {reason}" for path, reason in sorted(passed_over.items())[:10])
     more = f"; and {len(passed_over) - 10} more" if len(passed_over) > 10 else ""
     return DataFileError(
@@ -137,7 +137,7 @@ def nothing_to_read(origin: str, passed_over: Mapping[str, str]) -> DataFileErro
 
 
 def is_one_table(name: str, paths: Collection[str]) -> bool:
-    """Whether a folder is one table in parts: Spark's, or one of hive partitions.
+    """Whether a folder is one table in parts: Spark's, or Hive partitions.
 
     Args:
         name: name of the folder.
@@ -163,7 +163,7 @@ def parts_of(folder: Path) -> list[tuple[Path, dict[str, str | None]]]:
 
 
 def _folders_of_parts(paths: Collection[str]) -> set[str]:
-    """Return the folders that are one table each: Spark's, and those of hive partitions."""
+    """Return the folders that are one table each: Spark's, and those of Hive partitions."""
     spark = {path.rpartition("/")[0] for path in paths if _name(path) == "_SUCCESS"}
     found = set()
     for path in paths:
@@ -185,7 +185,7 @@ def _outermost(path: str, folders: Collection[str]) -> str | None:
 
 
 def _is_of_split(path: str, split: str) -> bool:
-    """Whether a path names a split by its whole name: train_sft is another one than train."""
+    """Whether a path names a split by its whole name: train_sft is not train."""
     *folders, last = path.split("/")
     name = stem(PurePosixPath(last))
     same = name.startswith(split) and _PART_OF_SPLIT.fullmatch(name[len(split) :])
@@ -193,7 +193,7 @@ def _is_of_split(path: str, split: str) -> bool:
 
 
 def unfit_name(name: str) -> str | None:
-    """Say why a name can be no shard's, a partition and files, if it cannot."""
+    """Return why a name cannot be a shard's (a partition and files), or None."""
     if not name.strip() or _NO_NAME.search(name):
         return "its name is empty, or has control characters or three dots; rename it"
     if any(step in ("", ".", "..") for step in name.split("/")):
@@ -214,7 +214,7 @@ def _refused(name: str, shards: Mapping[str, str]) -> str | None:
 
 
 def _others(units: Collection[str], data: Collection[str]) -> dict[str, str]:
-    """Say of each file that is no shard why not; whole folders are told as one."""
+    """Return each file that is not a shard with the reason; a whole folder is one entry."""
     passed: dict[str, str] = {}
     deeper: dict[str, int] = {}
     for unit in units:
@@ -239,7 +239,7 @@ def _rank(path: str) -> tuple[int, str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 

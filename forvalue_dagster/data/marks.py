@@ -1,10 +1,10 @@
-"""Marks in a conversation's texts that a chat template carries into what it renders.
+"""Marks that show where a message's texts are in the rendered conversation.
 
-Where a text of a message stands in the rendering cannot be read off it: the same words may stand
-elsewhere. So each text is put between marks, the conversation is rendered, and the marks are
-taken out again, with their places noted. A mark is made of code points that Unicode keeps out of
-all texts (noncharacters), and it takes no room: if the template's doing depends on it, what is
-left without the marks differs from the rendering of the texts themselves, and that shows.
+Where a text is in the rendering cannot be found by searching: the same words may occur elsewhere.
+So each text is put between marks, the conversation is rendered, and the marks are removed again,
+with their places noted. A mark is made of code points that Unicode does not allow in texts
+(noncharacters). If the template behaves differently because of the marks, the rendering without
+them differs from the rendering of the unmarked texts, which is noticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARK = re.compile(
 )
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
-# "around" shows most. Some templates look at how a text begins or ends: then no mark may be there.
+# "around" is tried first. Some templates look at how a text begins or ends: no mark may be there.
 Style = Literal["around", "behind", "inside"]
 STYLES: tuple[Style, ...] = ("around", "behind", "inside")
 Kind = Literal["content", "reasoning", "call", "argument"]
@@ -44,9 +44,9 @@ class Rendering:
     """A rendered conversation without its marks, and where they were.
 
     Attributes:
-        text: without marks.
-        starts: place of each leaf's first character, where it was marked and first came out.
-        ends: place behind each leaf's last character (in style "inside", in front of it).
+        text: the text without marks.
+        starts: place of each marked leaf's first character, where it is first rendered.
+        ends: place after each leaf's last character (in style "inside", in front of it).
         generated: places of the template's own `{% generation %}` blocks.
     """
 
@@ -57,7 +57,7 @@ class Rendering:
 
 
 def read_marks(marked: str) -> Rendering:
-    """Take the marks out of a rendering."""
+    """Remove the marks from a rendering."""
     pieces: list[str] = []
     rendering, opened = Rendering(""), 0
     place = last = 0
@@ -79,7 +79,7 @@ def read_marks(marked: str) -> Rendering:
 
 
 def with_marks(messages: Sequence[Message], style: Style) -> tuple[list[Message], list[Leaf]]:
-    """Return the messages with marks in their texts, and the leaf that each mark's number is of."""
+    """Return the messages with marks in their texts, and the leaf of each mark's number."""
     leaves: list[Leaf] = []
 
     def marker(index: int, kind: Kind) -> Callable[[str], str]:
@@ -109,7 +109,7 @@ def with_marks(messages: Sequence[Message], style: Style) -> tuple[list[Message]
 
 
 def _marked(text: str, number: int, style: Style) -> str:
-    """Mark a text where trimming does not reach the marks."""
+    """Mark a text at places where trimming does not remove the marks."""
     digits = f"{str(number).translate(_DIGITS)}{_CLOSE}"
     first = len(text) - len(text.lstrip())
     last = len(text.rstrip())

@@ -1,8 +1,7 @@
-"""Media that are not read: a row that has them, or a place for them, is a problem, not a text.
+"""Detect media that are not read (video, sound): a row with them, or with their tags, is a problem.
 
-Tags of media are also words of HTML. A tag stands for a medium if the row has a column for media,
-or if it is at the beginning or the end of a line and is not closed; in the midst of a sentence it
-is a word.
+Tags of media also occur in HTML. A tag stands for a medium if the row has a column for media, or
+if it is at the beginning or the end of a line and is not closed; inside a sentence it is a word.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from forvalue_dagster.data.image_parts import is_image
 from forvalue_dagster.data.problems import RowError
 
 _TAG = re.compile(r"<(image|video|audio|sound|speech)>")
-# <img>https://…</img>: a reference between tags that HTML never closes around text.
+# <img>https://…</img>: a reference between tags; in HTML, <img> never encloses text.
 _REFERENCE = re.compile(r"<(img|image|video|audio)>\s*[^\s<>]+\s*</\1>")
 
 
 def refuse_media_columns(source: Mapping[str, Any], ignore: Collection[str]) -> None:
-    """Refuse a row with videos or sound.
+    """Check that a row has no videos or sound.
 
     Args:
         source: the row.
-        ignore: columns that hold none.
+        ignore: columns that hold no media.
 
     Raises:
-        RowError: naming the column.
+        RowError: if it has; the message names the column.
     """
     for name, value in source.items():
         if name.casefold() in MEDIA and name not in ignore and value not in (None, "", [], {}):
@@ -37,7 +36,7 @@ def refuse_media_columns(source: Mapping[str, Any], ignore: Collection[str]) -> 
                 "columns to ignore if it holds none",
                 "media",
             )
-        # ms-swift's: what stands in the text are places for names and boxes.
+        # ms-swift's: the tags in the text are places for names and boxes.
         if name == "objects" and name not in ignore and isinstance(value, Mapping) and value:
             raise RowError(
                 "column 'objects' holds objects to be grounded, which are not read. Write them "
@@ -49,15 +48,15 @@ def refuse_media_columns(source: Mapping[str, Any], ignore: Collection[str]) -> 
 def refuse_media_tags(
     messages: list[dict[str, Any]], source: Mapping[str, Any], ignore: Collection[str]
 ) -> None:
-    """Refuse a prompt with a tag that stands for a medium, when the images have their places.
+    """Check that no prompt has a tag that stands for a medium, after images were placed.
 
     Args:
-        messages: canonical ones.
-        source: the row that they are of.
+        messages: canonical messages.
+        source: the row that they come from.
         ignore: columns that hold no media.
 
     Raises:
-        RowError: naming the tag.
+        RowError: if one has; the message names the tag.
     """
     has_column = any(name.casefold() in (*IMAGES, *MEDIA) for name in source if name not in ignore)
     for message in messages:

@@ -1,6 +1,6 @@
-"""Lists of messages to canonical ones: who speaks, what is said, what is called, what is trained.
+"""Turn lists of messages into canonical ones: role, content, tool calls and training flags.
 
-A canonical message has a role of `ROLES` and a content; keys of the file's own stay. `tool_calls`
+A canonical message has a role of `ROLES` and a content; the file's other keys stay. `tool_calls`
 are as in `tool_calls.py`; `train: false` marks an assistant's turn that training leaves out.
 """
 
@@ -28,7 +28,7 @@ _SPEAKERS = {role: role for role in ROLES} | {
     **dict.fromkeys(("tool_response", "tool_result"), "tool"),
     **dict.fromkeys((CALLS, "tool_call"), CALLS),
 }
-# Messages without a speaker's key: {human: …, assistant: …}, and pairs as columns name them.
+# Messages without a key for the speaker: {human: …, assistant: …}, or pairs named like columns.
 _PAIRED = _SPEAKERS | {
     **dict.fromkeys(("input", "question", "query", "prompt", "instruction"), "user"),
     **dict.fromkeys(("output", "answer", "response", "completion"), "assistant"),
@@ -38,7 +38,7 @@ _TEXT_KEYS = ("content", "value", "text")
 _CALL_KEYS = ("tool_calls", CALLS)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
-# Parts of a message that are no text and no image.
+# Parts of a message that are neither text nor image.
 _MEDIA = ("video", "audio", "video_url", "input_audio", "audio_url")
 # Keys that an error may name.
 _KNOWN_KEYS = {
@@ -57,7 +57,7 @@ def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
         columns: names of keys and speakers.
 
     Raises:
-        RowError: if it is none.
+        RowError: if it is not a list of messages.
     """
     if isinstance(value, str):
         value = parsed(value, where)
@@ -73,10 +73,10 @@ def read_messages(value: Any, where: str, columns: Columns) -> list[Message]:
 
 
 def read_history(value: Any, where: str, columns: Columns) -> list[Message]:
-    """Read earlier turns: a list of [user, assistant], or of messages; blank is none.
+    """Read earlier turns: a list of [user, assistant], or of messages; a blank value has none.
 
     Raises:
-        RowError: if it is nothing of the kind.
+        RowError: if it is neither.
     """
     if isinstance(value, str):
         value = parsed(value, where) if value.strip() else None
@@ -96,10 +96,10 @@ def read_history(value: Any, where: str, columns: Columns) -> list[Message]:
 
 
 def from_json_text(value: Any) -> Any:
-    """Return messages that are kept as JSON text, as text files have to; other values as they are.
+    """Parse messages that are stored as JSON text; return other values as they are.
 
-    Text is taken for messages only if all of it are objects with a speaker and a text or calls,
-    and one of the speakers is known.
+    Text counts as messages only if it holds nothing but objects with a speaker and a text or
+    calls, and one of the speakers is known.
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
@@ -119,7 +119,7 @@ def _speaker_of_message(entry: Any) -> str | None:
 
 
 def _transposed(value: Any) -> Any:
-    """Turn {role: […], content: […]}, as `datasets` keeps a Sequence of objects, into a list."""
+    """Turn {role: […], content: […]}, as `datasets` stores a Sequence of objects, into a list."""
     if isinstance(value, Mapping) and value:
         columns = list(value.values())
         if all(isinstance(column, list) for column in columns):
@@ -143,7 +143,7 @@ def _read_entry(entry: Any, where: str, columns: Columns) -> list[Message]:
 
 
 def _pair(message: Message) -> list[tuple[str, Message]]:
-    """Return (speaker, message) of each text in a message that names no speaker by a key."""
+    """Return (speaker, message) of each text in a message without a key for the speaker."""
     flags = {key: value for key, value in message.items() if key.casefold() in FLAGS}
     speakers = {key: _PAIRED.get(key.casefold()) for key in message if key not in flags}
     if not speakers or None in speakers.values():
@@ -202,12 +202,12 @@ def _message(message: Message, speaker: Any, where: str, columns: Columns) -> Me
 
 
 def _shown(keys: Iterable[str]) -> list[str]:
-    """Return keys for an error: one that is not known may be text of the row."""
+    """Return keys to show in an error, without unknown ones, which may be text of the row."""
     return sorted(key if key.casefold() in _KNOWN_KEYS else "…" for key in keys)
 
 
 def _unknown(value: Any, what: str) -> str:
-    """Say what came without quoting it: it may be text of the row."""
+    """Describe an unknown value without quoting it: it may be text of the row."""
     if value is None:
         return f"no {what}"
     if isinstance(value, str):
@@ -216,7 +216,7 @@ def _unknown(value: Any, what: str) -> str:
 
 
 def _take_text(message: Message, where: str, columns: Columns) -> Any:
-    """Take the text out of a message; None if it is nowhere."""
+    """Remove the text from a message and return it; None if there is none."""
     names = (columns.content_key,) if columns.content_key else _TEXT_KEYS
     found = [message.pop(name) for name in names if name in message]
     if any(other != found[0] for other in found[1:]):
@@ -255,12 +255,12 @@ def _append(messages: list[Message], message: Message) -> None:
 
 
 def _without_marks(message: Message) -> Message:
-    """Return a message without what was noted while it was read."""
+    """Return a message without the notes made while reading it."""
     return {key: value for key, value in message.items() if key != CALLS}
 
 
 def _content(content: Any, where: str) -> tuple[str | list[Any] | None, Message]:
-    """Return (the text or the parts with images, what other parts say); None if it is nowhere."""
+    """Return (the text, or the parts with images; keys from other parts); None for no text."""
     if isinstance(content, str):
         return content, {}
     if not isinstance(content, list | tuple):
@@ -292,7 +292,7 @@ def _content(content: Any, where: str) -> tuple[str | list[Any] | None, Message]
 
 
 def _is_bare_text(part: Any) -> bool:
-    """Whether a part holds a text and nothing else, not even its type."""
+    """Whether a part holds only a text, without even a type."""
     if not isinstance(part, Mapping):
         return False
     return {key for key, value in part.items() if value is not None} == {"text"}

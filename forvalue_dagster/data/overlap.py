@@ -1,19 +1,19 @@
-"""What two renderings have in common, in whole tags and words."""
+"""The length of what two renderings share, in whole tags and words."""
 
 from __future__ import annotations
 
 import re
 
 OPENING, CLOSING = "<[{(", ">]})"
-# A tag or a word, and the white space behind it.
+# A tag or a word, and the white space after it.
 _WORD = re.compile(r"(<[^<>\s]*>|[^\s<]+|<|(?=\s))(\s*)")
 
 
 def covered_by_prompt(text: str, prompt: str) -> int:
     """Return how many characters of a text a prompt covers, in whole tags and words.
 
-    How much white space stands between two makes no difference. Where the prompt has some and the
-    text has none, the word is another's: an opened block that the text goes on to close, say.
+    The amount of white space between words makes no difference. Where the prompt has some and the
+    text has none, the word does not count: it may be an opened block that the text then closes.
     """
     ours, theirs = (list(_WORD.finditer(one)) for one in (text, prompt))
     covered = 0

@@ -1,4 +1,4 @@
-"""The source's own columns beside the canonical ones, and tables that do not agree on them."""
+"""The source's own columns next to the canonical ones, and joining tables with different ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PLAIN_TYPES: dict[type, type[pl.DataType]] = {
 
 
 def beside(name: str, reserved: Collection[str]) -> str:
-    """Return what a source's column is called beside reserved ones: `source.` goes in front."""
+    """Return the name of a source's column; a reserved name gets `source.` in front."""
     return f"source.{name}" if _stripped(name) in reserved else name
 
 
 def in_source(name: str, reserved: Collection[str]) -> str:
-    """Return what a column was called in its source; the reverse of `beside`."""
+    """Return the name of a column in its source; the reverse of `beside`."""
     return name.removeprefix("source.") if _stripped(name) in reserved else name
 
 
@@ -42,9 +42,9 @@ def _stripped(name: str) -> str:
 def scalar_columns(rows: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> pl.DataFrame:
     """Make a column of every key whose values are of one plain type.
 
-    JSON is not a table: what nests or changes its type from row to row stays in the verbatim
-    line alone, and so does what a column cannot hold (wide integers, half a surrogate pair), and
-    what is rare among very many keys.
+    JSON is not a table. Values that are nested or change their type from row to row stay in the
+    verbatim JSON only; so do values that a column cannot hold (wide integers, half a surrogate
+    pair), and rare keys if there are very many.
     """
     series = []
     for name in _frequent(rows):
@@ -73,7 +73,7 @@ def _frequent(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def together(frames: Sequence[pl.DataFrame], reserved: Collection[str]) -> pl.DataFrame:
-    """Put tables below each other, as `together_lazily`; rows keep their own form in `source`."""
+    """Join tables vertically, as `together_lazily`; `source` keeps each row's own form."""
     types = _common_types([frame.lazy() for frame in frames])
     kept = [
         frame.with_columns(source=pl.Series(list(source_lines(frame, reserved)), dtype=pl.String))
@@ -85,7 +85,7 @@ def together(frames: Sequence[pl.DataFrame], reserved: Collection[str]) -> pl.Da
 
 
 def together_lazily(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-    """Put tables below each other.
+    """Join tables vertically.
 
     A column of several types becomes JSON text, unless one type holds every value as it is.
     """
@@ -161,13 +161,13 @@ def source_lines(frame: pl.DataFrame, reserved: Collection[str]) -> Iterable[str
 
 
 def verbatim(values: Mapping[str, Any], images: Collection[bytes | None]) -> str | None:
-    """Return a row as a line of JSON with its images by name, or None if it fits into none."""
+    """Return a row as a line of JSON with its images by name, or None if JSON cannot hold it."""
     try:
         line = as_json(values, images, by_name=True)
         try:
             line.encode()
         except UnicodeEncodeError:
-            # Half a surrogate pair can only be told by its number.
+            # Half a surrogate pair can only be written by its number.
             line = json.dumps(json.loads(line))
     except (RecursionError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Values of a table as JSON that every reader takes."""
+"""Write values of a table as standard JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from forvalue_dagster.data.images import image_digest
 
-# How a column names an image whose bytes lie beside it.
+# The name of an image in a column; its bytes are in another column.
 IMAGE_NAME = "sha256:"
 _SIGNATURES = {
     b"\x89PNG": "image/png",
@@ -27,7 +27,7 @@ def as_json(value: Any, images: Collection[bytes | None] = (), *, by_name: bool 
     """Return a value as JSON text.
 
     Dates are ISO 8601, durations seconds, decimals text with all of their digits, bytes data
-    URIs; what is no number is null.
+    URIs; NaN and infinities are null.
 
     Args:
         value: a value from a table.
@@ -39,7 +39,7 @@ def as_json(value: Any, images: Collection[bytes | None] = (), *, by_name: bool 
 
 
 def image_name(image: bytes) -> str:
-    """Return what stands for an image in a column."""
+    """Return the name of an image in a column."""
     return f"{IMAGE_NAME}{image_digest(image)}"
 
 

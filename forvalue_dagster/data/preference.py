@@ -20,16 +20,16 @@ def with_chosen(
     """Join a prompt and the chosen answer.
 
     Args:
-        prompt: what is asked; empty if the chosen conversation holds it.
+        prompt: the prompt; empty if the chosen conversation holds it.
         chosen: an answer (text, message or list of messages), or a whole conversation.
         column: its name, for the error.
         columns: names of keys and speakers.
 
     Returns:
-        The conversation, and where its answer begins.
+        The conversation, and the index where its answer begins.
 
     Raises:
-        RowError: if it is nothing of the kind, or not of this prompt.
+        RowError: if `chosen` is neither, or does not belong to this prompt.
     """
     turns = read_answer(chosen, column, columns)
     if turns[0]["role"] == "assistant":
@@ -60,7 +60,7 @@ def with_chosen(
 
 
 def answer_start(messages: list[Message]) -> int:
-    """Return where a conversation's last answer begins: behind the last turn of a user."""
+    """Return where a conversation's last answer begins: after the user's last turn."""
     asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
     return asked[-1] + 1 if asked else 0
 

@@ -1,4 +1,4 @@
-"""Prepared images, remembered by their content: for data that ask much about few images."""
+"""A cache of prepared images by content, for data with many rows about few images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-# Under this name a picture carries the hash of the bytes that it was decoded from.
+# A picture's attribute with the hash of the bytes that it was decoded from.
 CONTENT = "forvalue_content"
 
 
 class PreparedImages:
-    """An image processor that makes nothing twice of the images it met last.
+    """An image processor that remembers its results for the last rows' images.
 
     Args:
         processor: an image processor of transformers.
@@ -27,14 +27,14 @@ class PreparedImages:
         self._made: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        """Prepare the images of one row; the options are those of the first time."""
+        """Prepare the images of one row; every call must have the same options."""
         key = tuple(picture.info[CONTENT] for picture in _flat(images))
         if key not in self._made:
             self._made[key] = self._processor(images, **options)
             if len(self._made) > self._size:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
-        # Processors take out of the mapping what the model does not want.
+        # Processors remove from the mapping what the model does not take.
         return copy.copy(self._made[key])
 
     def __contains__(self, key: Sequence[str]) -> bool:
@@ -47,7 +47,7 @@ class PreparedImages:
 
 
 def stand_in(content: str) -> Image.Image:
-    """Return a picture that only names what is remembered."""
+    """Return a placeholder picture that has only the hash of a remembered one."""
     picture = Image.new("RGB", (1, 1))
     picture.info[CONTENT] = content
     return picture

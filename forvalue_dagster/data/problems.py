@@ -1,4 +1,4 @@
-"""What is wrong with a row, said without quoting it."""
+"""Errors about a row, which never quote its text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-# One to three words, as columns are called; a sentence is none.
+# One to three words, as in a column's name; not a sentence.
 _NAME = re.compile(r"[\w.:/()+-]+( [\w.:/()+-]+){0,2}")
 _LONGEST = 40
 
@@ -21,8 +21,8 @@ _LONGEST = 40
 def plain_name(name: str) -> str:
     """Return a column's name as errors and the event log show it.
 
-    Keys of JSON may be anything: what is no plain name may be text of the row, and is told by its
-    length alone.
+    Keys of JSON may be anything: one that is not a plain name may be text of the row, and only its
+    length is shown.
     """
     if len(name) <= _LONGEST and _NAME.fullmatch(name):
         return name
@@ -38,7 +38,7 @@ class RowError(ValueError):
     """A row cannot be read as a conversation. The message never quotes the row's text.
 
     Args:
-        message: what came, what was expected, what to do.
+        message: the message: what came, what was expected, what to do.
         kind: kind of the problem.
     """
 

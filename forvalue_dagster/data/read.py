@@ -1,4 +1,4 @@
-"""Data files to one table of canonical rows, and back to the source's own form."""
+"""Read data files into one table of canonical rows, and write rows in their source's own form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CANONICAL_SCHEMA: dict[str, pl.DataType] = {
     "problem": pl.String(),
     "source": pl.String(),
 }
-# A table that was stored by an earlier version has none.
+# A table that was stored by an earlier version has no such column.
 _OPTIONAL = {"rejected"}
 DESCRIPTIONS = {
     "shard": "where the row came from; (shard, row) is unique",
@@ -81,16 +81,16 @@ def read_rows(
         columns: where the conversation is kept; detected by default.
         shard: the shard's name; by default the name of each file without suffix, or "rows".
         on_bad_row: "raise" at the first unreadable row; "skip" to keep it with its `problem` and
-            no messages, so that it leaves the pipeline as skipped-with-a-reason.
-        images: where images lie that are named by path; by default the data file's own folder.
+            no messages, so that it is skipped later, with this reason.
+        images: folder of images that are named by path; by default the data file's own folder.
         limits: limits of what is read of a file.
 
     Returns:
         The columns of `CANONICAL_SCHEMA`, then the source's own.
 
     Raises:
-        DataFileError: if a file is damaged or a row cannot be read, naming file, row, what came
-            and what was expected.
+        DataFileError: if a file is damaged or a row cannot be read; the message names file, row,
+            what came and what was expected.
     """
     return read_rows_with_reading(
         rows, columns=columns, shard=shard, on_bad_row=on_bad_row, images=images, limits=limits
@@ -108,7 +108,7 @@ def read_rows_with_reading(
 ) -> tuple[pl.DataFrame, dict[str, RowReading]]:
     """Read finetuning rows, and say how they were read.
 
-    Takes the arguments of `read_rows` and raises what it raises.
+    Takes the arguments of `read_rows`, and raises the same errors.
 
     Returns:
         The rows; and the file's path, "the frame" or "the list" → how it was read, empty for a
@@ -135,7 +135,7 @@ def read_rows_with_reading(
         return frames[0], readings
     frame = together(frames, CANONICAL_SCHEMA)
     if in_parts := {name for name, files in Counter(shards).items() if files > 1}:
-        # Their rows are counted through.
+        # The rows of all files get one count.
         through = pl.int_range(pl.len(), dtype=pl.Int64).over("shard")
         frame = frame.with_columns(
             row=pl.when(pl.col("shard").is_in(in_parts)).then(through).otherwise("row")
@@ -156,7 +156,7 @@ def _files_of(path: Path) -> Iterator[tuple[str, Path, _Own]]:
     """Yield (shard, file, columns that its path names) of a path.
 
     Raises:
-        DataFileError: if it is absent, several datasets in one, or holds nothing to read.
+        DataFileError: if it is missing, several datasets in one, or holds nothing to read.
     """
     if not path.exists():
         raise DataFileError(f"{path} does not exist; expected a data file or a folder of them.")
@@ -207,9 +207,9 @@ class _Reader:
     Attributes:
         columns: where the conversation is kept.
         shard: name of the shard.
-        origin: what an error calls the file.
-        on_bad_row: as of `read_rows`.
-        images: where images lie that are named by path.
+        origin: name of the file in an error.
+        on_bad_row: as in `read_rows`.
+        images: folder of images that are named by path.
     """
 
     columns: Columns
@@ -229,7 +229,7 @@ class _Reader:
             SourceRow(index, values) for index, values in enumerate(frame.iter_rows(named=True))
         ]
         rows, reading = self._read(records)
-        # Their bytes are in `images`; kept twice they would double the table.
+        # Their bytes are in `images`; a second copy would double the table.
         shown = [
             pl.Series(name, [named_images(value) for value in frame[name].to_list()], strict=False)
             for name in self._image_columns
@@ -256,7 +256,7 @@ class _Reader:
     def _read(
         self, records: Sequence[SourceRow]
     ) -> tuple[list[CanonicalRow | RowError], RowReading]:
-        """Read the rows of one file, whose form is decided on all of them."""
+        """Read the rows of one file, whose form is decided from all of them."""
         sources = [record.values for record in records]
         form = FileForm.of(sources, self.columns)
         rows = [self._convert(record, form) for record in records]
@@ -267,7 +267,7 @@ class _Reader:
         return IMAGES if self.columns.images is None else (self.columns.images,)
 
     def _convert(self, record: SourceRow, form: FileForm) -> CanonicalRow | RowError:
-        """Return the canonical row, or the problem with it."""
+        """Return the canonical row, or its problem."""
         problem = RowError(record.problem or "", "line")
         if record.values is not None:
             try:

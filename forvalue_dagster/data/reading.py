@@ -1,4 +1,4 @@
-"""How the rows of a file were read, as data to be shown."""
+"""A record of how the rows of a file were read, for metadata and messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RowReading:
         form: form of the rows, in words; None if none could be read.
         used: column → what it was read as.
         unused: columns that are no part of the conversation, in the file's order.
-        suspicious: those of them that are named like a part of it, and that say what it does not.
+        suspicious: unused columns that are named like a part of it, and repeat nothing in it.
         problems: kind of problem → rows.
     """
 
@@ -56,7 +56,7 @@ def row_reading(
     Args:
         form: form of their file.
         sources: the rows as the file has them; None for one that could not be parsed.
-        rows: what became of each.
+        rows: the canonical row of each, or its problem.
     """
     like_conversation = cache(is_like_conversation)
     used: dict[str, str] = {}
@@ -87,7 +87,7 @@ def row_reading(
 
 
 def _beside(source: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """Return the columns that are used whatever the form."""
+    """Return the columns that are used in every form."""
     images = IMAGES if columns.images is None else (columns.images,)
     shown = [name for name in images if source.get(name) is not None]
     group = {} if columns.group is None else {columns.group: "group"}
@@ -103,13 +103,13 @@ def _keys_like_conversation(messages: str) -> list[str]:
 
 
 def _repeats(messages: str, told: Sequence[str], value: Any) -> bool:
-    """Whether a column says nothing new: many files have a prompt, or the whole text, once more."""
+    """Whether a column only repeats: many files have the prompt or the whole text twice."""
     if value is None or value in ("", [], {}):
         return True
     if not isinstance(value, str):
         return False
     quoted = json.dumps(value, ensure_ascii=False)
-    # What is short stands in many texts by chance.
+    # A short text occurs in many texts by chance.
     inside = len(value) >= 20 and quoted[1:-1] in messages
     whole = f":{quoted}" in messages
     return inside or whole or (bool(told) and all(text in value for text in told))

@@ -111,7 +111,7 @@ def span_deletion(response: str, donor: str, rng: np.random.Generator) -> str:
     cuts = np.sort(rng.choice(gaps, size=spans, replace=False))
     lengths = [len(part) for part in np.array_split(np.arange(deleted), spans)]
     for cut, length in zip(cuts.tolist(), lengths, strict=True):
-        # Earlier spans are gone already, so a cut counted in kept words is a plain index.
+        # Earlier spans are already removed, so a cut counted in kept words is a plain index.
         del words[cut : cut + length]
     return "".join(words)
 

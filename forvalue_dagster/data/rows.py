@@ -1,11 +1,11 @@
-"""Canonical rows: what every form of finetuning data is turned into.
+"""Canonical rows: the one form that all finetuning data is turned into.
 
-A canonical row is a conversation: `messages`, a list of {role, content, …}, and `tools` where a
-row brings tool definitions. Both are held as JSON text, since tool calls nest freely and a table
-with fixed columns would add or drop keys. A content is text, or a list of text and image parts;
-an image part names the image by a hash of its bytes, which the row holds beside the messages.
-Some messages carry a mark of ours: `train: false` (not scored), `labelled_bad` (the row is
-skipped), `rendered` (text that no template is put around).
+A canonical row is a conversation: `messages`, a list of {role, content, …}, and `tools` if a row
+has tool definitions. Both are stored as JSON text, since tool calls nest freely and a table with
+fixed columns would add or drop keys. A content is text, or a list of text and image parts; an
+image part names the image by a hash of its bytes, which are in the column `images`. Some messages
+have a flag of ours: `train: false` (not scored), `labelled_bad` (the row is skipped), `rendered`
+(text that is used without a template).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class CanonicalRow:
         tools: JSON text of the tool definitions, or None.
         group: the validation group, or None.
         sample_id: hash of messages, images and tools: the same in any file and at any place.
-        images: bytes of each image in the order of its part, None for a missing one; None
-            without images.
+        images: bytes of each image in the order of the parts, None for a missing one; None for a
+            row without images.
         rejected: JSON text of the rejected answer's messages, or None.
     """
 
@@ -72,7 +72,8 @@ def canonical_row(
         form: form of the row's file; by default it is found from the row alone.
 
     Raises:
-        RowError: saying what came, what was expected and what to do.
+        RowError: if it cannot be read; the message says what came, what was expected and what
+            to do.
     """
     of_row = (form or FileForm.of([source], columns)).form_of(source)
     refuse_media_columns(source, columns.ignore)
@@ -163,7 +164,7 @@ def _before(
 
 
 def _prompt(source: Mapping[str, Any], names: tuple[str, ...], columns: Columns) -> list[Message]:
-    """Join the columns of a prompt; what is blank adds nothing."""
+    """Join the columns of a prompt; blank ones are left out."""
     values = {name: source[name] for name in names}
     if not values:
         return []
@@ -191,7 +192,7 @@ def _text(value: Any, column: str) -> str:
 
 
 def _response(value: Any, column: str, columns: Columns) -> list[Message]:
-    """Read a response: text, messages, or answers as SQuAD keeps them."""
+    """Read a response: text, messages, or answers in SQuAD's form."""
     value = from_json_text(value)
     if isinstance(value, Mapping) and "text" in value and {"role", "from"}.isdisjoint(value):
         value = value["text"]
@@ -207,7 +208,7 @@ def _response(value: Any, column: str, columns: Columns) -> list[Message]:
 
 
 def _plain_text(value: Any, column: str, marker: str | None) -> list[Message]:
-    """Split a text at its marker, or keep it whole: scored only with all tokens."""
+    """Split a text at its marker; without a marker it is scored only with `tokens="all"`."""
     text = _text(value, column)
     if marker is None:
         return [{"role": "assistant", "content": text, "rendered": True}]

@@ -1,11 +1,11 @@
-"""Why rows leave unscored."""
+"""The reasons for which rows are not scored."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
-# Reasons for which a row leaves unscored, and what they mean.
+# Reasons for which a row is not scored, and what they mean.
 SKIP_REASONS: dict[str, str] = {
     "unreadable": "the row could not be read as a conversation; `problem` of the raw row says why",
     "no_response": "no assistant turn with any text, or none that training keeps",
@@ -28,7 +28,7 @@ SKIP_REASONS: dict[str, str] = {
 
 
 def counted(reasons: Iterable[str | None]) -> str:
-    """Return how many rows were skipped for each reason, the most frequent first, to be read."""
+    """Return a sentence that counts the skipped rows for each reason, most frequent first."""
     counts = Counter(reason for reason in reasons if reason)
     return "; ".join(
         f"{count} × {reason} ({SKIP_REASONS.get(reason, 'no longer known')})"

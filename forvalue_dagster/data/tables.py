@@ -1,4 +1,4 @@
-"""Tables as rows: Parquet, Arrow, datasets saved by Hugging Face, and delimited text."""
+"""Readers of tables: Parquet, Arrow, datasets saved by Hugging Face, and delimited text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_parquet(path: Path, limits: ReadLimits) -> pl.DataFrame:
         DataFileError: if it is damaged, or decodes to more than the limit.
     """
     try:
-        # A name is a name: [, *, ? and k=v in it mean nothing.
+        # The path is taken literally: [, *, ? and k=v in it have no meaning.
         frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise _damaged(path, "Parquet", error) from error
@@ -47,7 +47,7 @@ def read_saved_dataset(path: Path, limits: ReadLimits) -> pl.DataFrame:
         state = json.loads((path / "state.json").read_text("utf-8"))
         files = [path / entry["filename"] for entry in state["_data_files"]]
         for file in files:
-            # The state is data like any other: it may not point outside its folder.
+            # The state is untrusted data: it may not point outside its folder.
             if file.resolve().parent != path.resolve():
                 raise ValueError(f"state.json names {file.name!r}, outside the dataset")
         if state.get("_indices_data_files"):
@@ -58,16 +58,17 @@ def read_saved_dataset(path: Path, limits: ReadLimits) -> pl.DataFrame:
 
 
 def read_csv(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
-    """Yield the rows of comma-separated values, all text; what is empty is absent.
+    """Yield the rows of comma-separated values, all text; an empty value is absent.
 
     Raises:
-        DataFileError: if a quote does not end, a column has no name or another's, or as `opened`.
+        DataFileError: if a quote does not end, a column has no name or one that occurs twice, or
+            as in `opened`.
     """
     return _delimited(path, ",", limits)
 
 
 def read_tsv(path: Path, limits: ReadLimits) -> Iterator[SourceRow]:
-    """Yield the rows of tab-separated values; as `read_csv`."""
+    """Yield the rows of tab-separated values, as `read_csv` does."""
     return _delimited(path, "\t", limits)
 
 
@@ -105,7 +106,7 @@ def _delimited(path: Path, separator: str, limits: ReadLimits) -> Iterator[Sourc
 def _cells(
     row: int, names: list[str], cells: list[str] | str, place: str, limits: ReadLimits
 ) -> SourceRow:
-    """Return a row, or the problem with it."""
+    """Return a row, or its problem."""
     problem = None
     if isinstance(cells, str):
         problem = f"not delimited text ({cells}); expected quotes inside quoted text doubled"
@@ -145,7 +146,7 @@ def _arrow(file: Path) -> Any:
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as source:
-        # A file begins with its name, a stream does not.
+        # An Arrow file begins with the format's name, a stream does not.
         opener = pa.ipc.open_file if source.read(6) == b"ARROW1" else pa.ipc.open_stream
         source.seek(0)
         return opener(source).read_all()
@@ -156,7 +157,7 @@ def _damaged(path: Path, kind: str, error: Exception) -> DataFileError:
 
 
 def _bounded(frame: pl.DataFrame, path: Path, limits: ReadLimits) -> pl.DataFrame:
-    """Refuse a table whose texts are more than the limit: a dictionary can repeat one for ever."""
+    """Check a table's size against the limit: a dictionary can repeat one text very often."""
     size = 0
     for column in frame:
         if column.dtype == pl.Binary:

@@ -1,4 +1,4 @@
-"""Chat templates: which one is meant, what day it writes, and how it says no."""
+"""Chat templates: choosing one, fixing its date, and telling its errors from others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 from forvalue_dagster.data.marks import GENERATED_END, GENERATED_START
 from forvalue_dagster.data.rows import Message
 
-# For models without a chat template: turns one after another, each answer ended.
+# For models without a chat template: turns one after another, with an end token after answers.
 PLAIN = "plain"
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
@@ -27,7 +27,7 @@ _CLOCK_CALL = re.compile(_CLOCK + r"\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")
 _END_GENERATION = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
 _GENERATED = "forvalue_generated"
-# `+%}`: the line break behind it is the template's own.
+# `+%}`: the line break after it belongs to the template.
 _MARKS_GENERATED = (
     f"{{% macro {_GENERATED}() %}}{GENERATED_START}{{{{ caller() }}}}{GENERATED_END}"
     "{% endmacro +%}"
@@ -35,7 +35,7 @@ _MARKS_GENERATED = (
 
 
 class TemplateRefusalError(Exception):
-    """A chat template does not render a conversation; the cause is the engine's error."""
+    """A chat template raised while rendering a conversation; the cause is the engine's error."""
 
 
 def chosen_templates(asked: str | None, own: str | Mapping[str, str] | None) -> dict[str, str]:
@@ -87,7 +87,7 @@ def with_fixed_date(template: str, day: str) -> str:
     """Return a template that writes `day` where it would write today's date.
 
     Raises:
-        ValueError: if its way to ask for the date is not known.
+        ValueError: if it asks for the date in an unknown way.
     """
     moment = date.fromisoformat(day)
     fixed = _CLOCK_CALL.sub(lambda call: json.dumps(moment.strftime(call[2])), template)
@@ -105,31 +105,31 @@ def asks_for_date(template: str) -> bool:
 
 
 def says_more_than_text(template: str) -> bool:
-    """Return whether a template writes tool calls, or says itself what the assistant wrote."""
+    """Return whether a template writes tool calls, or marks the assistant's text itself."""
     return "tool_calls" in template or marks_generation(template)
 
 
 def marks_generation(template: str) -> bool:
-    """Return whether a template says itself what the assistant wrote."""
+    """Return whether a template marks the assistant's text itself (`{% generation %}`)."""
     return bool(_GENERATION.search(template))
 
 
 def with_generation_marked(template: str) -> str:
-    """Return a template whose `{% generation %}` blocks come out between marks."""
+    """Return a template whose `{% generation %}` blocks are rendered between marks."""
     opened = _GENERATION.sub(rf"{{%\1 call {_GENERATED}() \2%}}", template)
     return _MARKS_GENERATED + _END_GENERATION.sub(r"{%\1 endcall \2%}", opened)
 
 
 def evaluate(render: Callable[[], str]) -> str:
-    """Render, and tell the template's own errors from any other.
+    """Render, and tell the template's own errors from others.
 
     Raises:
-        TemplateRefusalError: if the template raises, or what it does with the conversation fails.
+        TemplateRefusalError: if the template raises, or fails on the conversation.
     """
     try:
         return render()
     except Exception as error:
-        # Frames of a template carry this name; an error without one is ours.
+        # Stack frames of a template have this name; an error without one is ours.
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, TemplateError) or any(f.filename == "<template>" for f in frames):
             raise TemplateRefusalError from error
@@ -139,10 +139,10 @@ def evaluate(render: Callable[[], str]) -> str:
 def refuse_broken(render: Callable[[list[Message]], str]) -> None:
     """Raise if a template cannot render even a question and an answer.
 
-    One that refuses them on purpose (it wants a system prompt, say) is not broken.
+    One that raises on purpose (it wants a system prompt, say) is not broken.
 
     Raises:
-        ValueError: with the engine's message.
+        ValueError: if it cannot; with the engine's message.
     """
     try:
         render([{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}])

@@ -1,7 +1,7 @@
-"""Tool calls and tool definitions, in one canonical form whatever form they came in.
+"""Read tool calls and tool definitions of any form into one canonical form.
 
-A call is {type: function, function: {name, arguments}}; arguments are an object, unless they are
-text that is none.
+A call is {type: function, function: {name, arguments}}; arguments are an object, or text that is
+not JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
         where: the place, for the error.
 
     Raises:
-        RowError: if it is nothing of the kind.
+        RowError: if it is none of these.
     """
     is_text = isinstance(value, str)
     if is_text:
@@ -46,7 +46,7 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _without_nulls(call: Any, is_text: bool) -> Any:
-    """Take nulls out of a call; in the arguments of one that is JSON text they are meant."""
+    """Remove nulls from a call; in arguments that are JSON text they are meant, and stay."""
     if not (is_text and isinstance(call, Mapping)):
         return without_nulls(call)
     function = call.get("function")
@@ -56,7 +56,7 @@ def _without_nulls(call: Any, is_text: bool) -> Any:
 
 
 def bare_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Read calls given as name and arguments alone: `function_call`, and ShareGPT's turns."""
+    """Read calls given as name and arguments only: `function_call`, and ShareGPT's turns."""
     calls = read_calls(value, where)
     return [
         call if "function" in call else {"type": "function", "function": call} for call in calls
@@ -86,7 +86,7 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
         column: its name, for the error.
 
     Raises:
-        RowError: if it is nothing of the kind.
+        RowError: if it is none of these.
     """
     is_text = isinstance(value, str)
     if is_text:
@@ -101,7 +101,7 @@ def read_tools(value: Any, column: str) -> list[Any] | None:
             "one. Name it among the columns to ignore if it is none",
             "tool calls",
         )
-    # Some files keep each definition as JSON text, because their schemas differ.
+    # Some files store each definition as JSON text, because their schemas differ.
     return [
         known
         if isinstance(known := entry if is_text else parsed_or_none(entry), dict)
@@ -115,7 +115,7 @@ def read_functions(value: Any, column: str) -> list[Any] | None:
     """Read OpenAI's older `functions` as tool definitions.
 
     Raises:
-        RowError: if it is nothing of the kind.
+        RowError: if they are not a list of functions.
     """
     functions = read_tools(value, column)
     if functions is None:

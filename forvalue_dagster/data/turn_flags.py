@@ -1,4 +1,4 @@
-"""Flags of a message that say whether training uses it: 0 or false leaves a turn out."""
+"""Flags of a message that say whether it is trained on: 0 or false leaves a turn out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from forvalue_dagster.data.problems import RowError
 
-# Keys under which 1 or true says that the turn is trained; and the reverse.
+# Keys under which 1 or true means that the turn is trained on; and the reverse.
 _TRAINED = (
     *("weight", "train", "trained", "training", "trainable", "is_trainable", "train_on_turn"),
     *("loss", "loss_weight", "loss_scale", "loss_mask", "output_with_loss", "has_loss"),
@@ -20,17 +20,17 @@ _LEFT_OUT = (
 )
 FLAGS = frozenset((*_TRAINED, *_LEFT_OUT))
 _IN_PARTS = ("train_detail", "training_detail")
-# A number under such a key is a flag that is not known: `mask`, `loss_factor`.
+# A number under such a key is an unknown flag: `mask`, `loss_factor`.
 _LIKE_A_FLAG = re.compile(
     r"(?i)(^|_)(loss|mask(ed|s)?|train(ed|ing|able)?|learn|weights?|supervised?)(_|$)"
 )
 
 
 def take_flags(message: dict[str, Any], where: str, *, speaks: bool) -> bool:
-    """Take the flags of training out of a message.
+    """Remove the training flags from a message.
 
     Args:
-        message: from which they are taken.
+        message: the message; it is changed.
         where: its place, for the error.
         speaks: whether it is an assistant's turn.
 
@@ -38,7 +38,7 @@ def take_flags(message: dict[str, Any], where: str, *, speaks: bool) -> bool:
         Whether they leave the turn out.
 
     Raises:
-        RowError: if one says something between 0 and 1, or what it says is not known.
+        RowError: if a flag is between 0 and 1, or unknown.
     """
     out = False
     for name in [name for name in message if name.casefold() in FLAGS]:
@@ -68,7 +68,7 @@ def take_flags(message: dict[str, Any], where: str, *, speaks: bool) -> bool:
 
 def _unknown_flag(message: Mapping[str, Any]) -> str | None:
     for name, value in message.items():
-        # A sentence is not a name, and no error quotes a row's text.
+        # A sentence is not a key's name, and no error quotes a row's text.
         if not name.isidentifier() or not _LIKE_A_FLAG.search(name):
             continue
         values = value if isinstance(value, list | tuple) else (value,)

@@ -1,9 +1,9 @@
-"""Where the assistant's turns lie in a rendered conversation.
+"""Find the assistant's turns in a rendered conversation.
 
-A template with `{% generation %}` blocks says so itself. Else a turn begins where the prompt for
-it ends: what precedes it, rendered with a generation prompt. It ends behind the last of its own
-texts (found by `marks`), with what follows there also when nothing follows the turn: closing
-brackets of a call, end tokens. Results of tools that stand inside the turn are left out.
+A template with `{% generation %}` blocks marks them itself. Otherwise a turn begins where its
+prompt ends: the messages before it, rendered with a generation prompt. It ends after the last of
+its own texts (found by `marks`), together with what the template writes there even at the end of
+a conversation: closing brackets of a call, end tokens. Tool results inside the turn are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _QUESTION = {"role": "user", "content": "A"}
 
 
 class TurnsNotFoundError(Exception):
-    """The turns cannot be told; `reason` is a key of `skip_reasons.SKIP_REASONS`."""
+    """The turns cannot be found; `reason` is a key of `skip_reasons.SKIP_REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,9 +39,9 @@ class Rendered:
     """A rendered conversation.
 
     Attributes:
-        text: what the template wrote.
-        response: places of the assistant's turns.
-        left_out: places of those that training leaves out.
+        text: the rendered text.
+        response: spans of the assistant's turns.
+        left_out: spans of the turns that training leaves out.
     """
 
     text: str
@@ -54,10 +54,10 @@ class Template:
     """A chat template.
 
     Attributes:
-        render: messages, tool definitions, and whether a generation prompt follows, to text.
+        render: function of messages, tool definitions, and whether a generation prompt follows.
         render_generated: the same with the template's `{% generation %}` blocks between marks;
             None if it has none.
-        end_token: matches white space and one of the tokenizer's special tokens behind it.
+        end_token: pattern of white space followed by one of the tokenizer's special tokens.
     """
 
     render: Render
@@ -66,7 +66,7 @@ class Template:
 
     @cached_property
     def header(self) -> str:
-        """What a generation prompt writes of the answer; nothing if that cannot be told."""
+        """The part of the answer that a generation prompt writes; empty if it cannot be found."""
         question, _ = with_marks([_QUESTION], "around")
         try:
             asked = read_marks(self.render(question, None, False))
@@ -77,7 +77,7 @@ class Template:
 
     @cached_property
     def behind_question(self) -> str:
-        """What a generation prompt writes behind the text of a question, likewise."""
+        """The text that a generation prompt writes after a question; empty if not found."""
         question, _ = with_marks([_QUESTION], "around")
         try:
             prompt = read_marks(self.render(question, None, True))
@@ -87,7 +87,7 @@ class Template:
 
     @cached_property
     def endless(self) -> bool:
-        """Whether nothing ends a turn but what comes next."""
+        """Whether only the next message ends a turn."""
         turns = [_QUESTION, {"role": "assistant", "content": "B"}]
         try:
             rendered = read_marks(self.render(with_marks(turns, "around")[0], None, False))
@@ -128,7 +128,7 @@ class Turns:
         raise TurnsNotFoundError("template_unaligned")
 
     def spans(self, index: int) -> list[Span]:
-        """Return the places of an assistant turn; none if it has but reasoning that is left out.
+        """Return the spans of an assistant turn; none if it has only reasoning that is left out.
 
         Raises:
             TurnsNotFoundError: if the turn, or one of its calls, is not in the rendering.
@@ -154,7 +154,7 @@ class Turns:
         """Return the turn's leaves that the template wrote, as they follow one another."""
         places, message = self._whole.ends, self._messages[index]
         calls = bool(message.get("tool_calls"))
-        # A template may name a call again beside its result: not without results.
+        # A template may name a call again with its result: not without results.
         alone = self._alone(index) if calls else None
         mine = [n for n, leaf in enumerate(self._leaves) if leaf.message == index]
         own = [n for n in mine if n in places and (alone is None or n in alone.ends)]
@@ -200,14 +200,14 @@ class Turns:
         if start is None:
             found = self.text.rfind(header, 0, first) if header else -1
             return found + len(header) if found >= 0 else first
-        # The prompt may leave the header to the model where the finished conversation has one.
+        # The finished conversation may have a header that the prompt leaves to the model.
         again = start + len(header)
         return again if again <= first and self.text.startswith(header, start) else start
 
     def _asked(self, index: int, first: int) -> bool:
-        """Return whether just what a prompt writes stands between a question and the answer.
+        """Return whether only the generation prompt is between a question and the answer.
 
-        That is how most turns begin, and saves a rendering.
+        Most turns begin so, and this saves a rendering.
         """
         question = [n for n, leaf in enumerate(self._leaves) if leaf.message == index - 1]
         if not question or self._messages[index - 1]["role"] != "user":
@@ -224,9 +224,9 @@ class Turns:
             return None
         if prompt.text and self.text.startswith(prompt.text):
             return len(prompt.text)
-        # What came before reads otherwise in the finished conversation (without its reasoning,
-        # say), or the prompt opens the answer otherwise (with forced reasoning, say): then what
-        # both have in common behind the text before the turn is the prompt.
+        # Earlier messages may differ in the finished conversation (without their reasoning, say),
+        # or the prompt may open the answer differently (with forced reasoning, say). Then the
+        # prompt is what both have in common after the text before the turn.
         before = max(prompt.ends, key=prompt.ends.__getitem__, default=None)
         place = 0 if before is None else self._whole.ends.get(before)
         if place is None or place > first:
@@ -241,10 +241,10 @@ class Turns:
         )
 
     def _end(self, index: int, leaf: int) -> tuple[int, str]:
-        """Return where a turn ends that has no text of its own behind a leaf.
+        """Return where a turn ends that has no text of its own after a leaf.
 
         Returns:
-            The place, and what else would follow if nothing followed the turn.
+            The place, and the further text that would end a conversation there.
         """
         place = self._whole.ends[leaf]
         behind = self.text[place : self._next(index, place)]
@@ -256,7 +256,7 @@ class Turns:
         rest = expected[common:]
         tokens = self._template.end_token.finditer(self.text, place, end)
         ended = any(token.end() == end for token in tokens)
-        # No end shows, or another one than at the end of a conversation.
+        # There is no end, or a different one than at the end of a conversation.
         other = bool(self._template.end_token.match(rest)) or self._template.endless
         token = self._template.end_token.match(self.text, end)
         if token and (end == place or (other and not ended)):
@@ -265,7 +265,7 @@ class Turns:
         return end, rest.strip()
 
     def _tail(self, index: int, leaf: int) -> str:
-        """Return what follows a turn's last text when nothing follows the turn."""
+        """Return the text after a turn's last text at the end of a conversation."""
         last = len(self._messages) - 1
         alike = all(
             self._messages[i]["role"] == "assistant" and not self._messages[i].get("tool_calls")
@@ -279,7 +279,7 @@ class Turns:
         return alone.text[alone.ends[leaf] :] if alone and leaf in alone.ends else ""
 
     def _alone(self, index: int) -> Rendering | None:
-        """Return the conversation up to a turn and with it, if the template renders that."""
+        """Return the conversation up to and with a turn, if the template renders that."""
         if index not in self._after:
             try:
                 self._after[index] = self._rendered(index + 1, prompt=False)
@@ -293,7 +293,7 @@ class Turns:
         return read_marks(self._template.render(marked, self._tools, prompt))
 
     def _others(self, index: int, start: int, end: int) -> list[int]:
-        """Return the leaves of other messages that lie between two places."""
+        """Return the leaves of other messages between two places."""
         return [
             n
             for n, place in self._whole.ends.items()
@@ -301,7 +301,7 @@ class Turns:
         ]
 
     def _next(self, index: int, place: int) -> int:
-        """Return where the first text of another message begins behind a place."""
+        """Return where the first text of another message begins after a place."""
         starts = [
             self._whole.starts.get(n, end)
             for n, end in self._whole.ends.items()
@@ -310,7 +310,7 @@ class Turns:
         return min(starts, default=len(self.text))
 
     def _results(self, index: int, before: int, behind: int) -> Span | None:
-        """Return the place of what a turn does not say itself between two of its texts."""
+        """Return the span between two of a turn's texts that belongs to other messages."""
         end = self._whole.ends[before]
         start = self._whole.starts.get(behind, self._whole.ends[behind])
         others = self._others(index, end, start)
@@ -329,7 +329,7 @@ class Turns:
         return end + closed, start - opened
 
     def _late_end(self, index: int, end: int, rest: str) -> list[Span]:
-        """Return the end of a turn that the template writes behind the results of its calls."""
+        """Return the end of a turn that the template writes after the results of its calls."""
         if not rest:
             return []
         later = range(index + 1, len(self._messages))

@@ -1,8 +1,8 @@
-"""Conversations with images to tokens and pixels, through a model's own processor.
+"""Encode conversations with images as tokens and pixels, with the model's own processor.
 
-A processor expands each image's placeholder to as many tokens as the image takes. Where the
-assistant's turns lie is found in the rendered text, as for text alone, and carried over by the
-places of what was replaced; the processors' own masks of the assistant's tokens are not used.
+A processor expands each image's placeholder to as many tokens as the image takes. The assistant's
+turns are found in the rendered text, as for text without images, and moved by the length of the
+replaced placeholders; the processors' own masks of the assistant's tokens are not used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PLAIN_TEMPLATE = (
     "{% endif %}{% endfor %}"
 )
 _PROBE_SIZE = (64, 48)
-# What comes back beside a model's inputs.
+# Outputs of a processor that are not inputs of the model.
 _OFFSETS, _REPLACED = "offset_mapping", "text_replacement_offsets"
 
 
@@ -52,12 +52,12 @@ class VisionEncoder(ConversationEncoder):
             same images come again.
 
     Attributes:
-        row_aligned: inputs with one entry for each row of a batch; of the others, each image
-            or patch has one.
+        row_aligned: inputs with one entry for each row of a batch; the others have one for each
+            image or patch.
 
     Raises:
-        ValueError: if the processor's tokenizer cannot tell where its tokens lie, or has no chat
-            template and none is given.
+        ValueError: if the processor's tokenizer does not say where its tokens are in the text, or
+            has no chat template and none is given.
     """
 
     def __init__(self, processor: Any, encoding: Encoding, remembered_images: int = 0) -> None:
@@ -68,7 +68,7 @@ class VisionEncoder(ConversationEncoder):
         self._processor = processor
         kinds = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
         self._image_ids = [token for kind in kinds for token in kind if token is not None]
-        # Two images: an input with one entry for both is one of the row.
+        # Two images: an input with one entry for both belongs to the row.
         probe = self._processed(processor.image_token * 2, [_blank_picture()] * 2)
         own = probe.keys() - {"input_ids", "attention_mask", _OFFSETS, _REPLACED}
         self.row_aligned = frozenset(name for name in own - TOKEN_ALIGNED if len(probe[name]) == 1)
@@ -116,7 +116,7 @@ class VisionEncoder(ConversationEncoder):
         try:
             encoded = self._processed(text, pictures)
         except ValueError:
-            # Of an image's shape, or of placeholders in the text that no image stands for.
+            # The error is about an image's shape, or a placeholder in the text without an image.
             return SkippedRow("image_refused")
         replaced = (encoded.pop(_REPLACED, None) or [[]])[0]
         ids = np.asarray(encoded.pop("input_ids"), dtype=np.int64)[0]
@@ -140,7 +140,7 @@ class VisionEncoder(ConversationEncoder):
         return Tokens(ids, response & ~image, left_out, image, self._inputs(encoded, ids))
 
     def _inputs(self, encoded: dict[str, Any], ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the model's inputs; a row without images has token types as others have."""
+        """Return the model's inputs; a row without images has token types like the others."""
         blank = {name: np.zeros((1, len(ids)), dtype=np.int64) for name in self._token_types}
         # PaliGemma's processor writes labels, for training.
         own = {name: np.asarray(values) for name, values in encoded.items() if name != "labels"}
@@ -183,6 +183,6 @@ def _expanded(text: str, replaced: Sequence[dict[str, Any]]) -> str:
 
 
 def _moved(place: int, replaced: Sequence[dict[str, Any]]) -> int:
-    """Return where a place of the rendered text lies in the text that was tokenised."""
+    """Return the place in the tokenised text of a place in the rendered text."""
     before = [entry for entry in replaced if entry["span"][1] <= place]
     return place + (before[-1]["new_span"][1] - before[-1]["span"][1] if before else 0)

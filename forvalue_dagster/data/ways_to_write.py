@@ -1,4 +1,4 @@
-"""The ways to write a conversation that chat templates take."""
+"""The ways of writing a conversation that chat templates accept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def in_parts(message: Message) -> Message:
 
 
 def ways_to_write(messages: list[Message]) -> Iterator[list[Message]]:
-    """Yield a conversation as it is, then in the other ways that templates take."""
+    """Yield a conversation as it is, then in the other ways that templates accept."""
     yield messages
     if any(True for _ in call_arguments(messages)):
         yield _with_arguments_as_text(messages)
@@ -27,7 +27,7 @@ def ways_to_write(messages: list[Message]) -> Iterator[list[Message]]:
 
 
 def call_arguments(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of the assistant's calls that are objects with anything in them."""
+    """Yield the arguments of the assistant's calls that are objects and not empty."""
     for message in messages:
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else ():

@@ -116,7 +116,7 @@ def noise_fraction(
 
 
 def rows_needed(limit: float) -> float:
-    """Return how many clean rows an interval below a limit takes; infinity for a limit of 0."""
+    """Return how many clean rows it takes for an interval within a limit; infinity for 0."""
     return math.ceil(3 / limit - 1e-9) if limit > 0 else math.inf
 
 
