@@ -1,1 +1,1 @@
-"""Every option, written once; neither torch nor Dagster is loaded to name one."""
+"""All options, each defined once; they import neither torch nor Dagster."""

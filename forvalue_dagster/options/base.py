@@ -1,4 +1,4 @@
-"""What all options have in common."""
+"""The base class of all options."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass_transform(field_specifiers=(Field,))
 class Options(BaseModel):
-    """Values that are checked when they are given and never change.
+    """Options that are checked when they are set, and cannot be changed.
 
-    They are given by name, or by position in the order of the fields.
+    They can be given by name, or by position in the order of the fields.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,10 +30,10 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, other: BaseModel) -> Self:
-        """Return the options of this kind that another object has among its own."""
+        """Return options of this class from another object that has the same fields."""
         return cls(**{name: getattr(other, name) for name in cls.model_fields})
 
     @classmethod
     def field(cls, name: str) -> Any:
-        """Return an option, as it is described and bounded, to be one of another class."""
+        """Return an option's field, with description and bounds, to use in another class."""
         return deepcopy(cls.model_fields[name])  # pydantic of some versions changes it

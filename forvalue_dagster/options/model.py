@@ -1,4 +1,4 @@
-"""Which model values the rows."""
+"""The model that values the rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import Field
 from forvalue_dagster.options.base import Options
 
 EMBEDDED = "embedded"
-# A device that is several.
+# The device name that stands for several devices.
 SPREAD = "balanced"
-# The day that a template writes which asks for today's: Llama 3's own default.
+# The date for a template that asks for today's: Llama 3's own default.
 TEMPLATE_DATE = "2024-07-26"
 
 
@@ -32,7 +32,7 @@ class ModelConfig(Options):
     )
     quantization: Literal["none", "int8", "int4"] = Field(
         default="none",
-        description="Load the weights through bitsandbytes; the head stays as it is.",
+        description="Quantise the weights with bitsandbytes; the head stays as it is.",
     )
     device: str = Field(
         default="auto",
@@ -54,10 +54,10 @@ class ModelConfig(Options):
     )
     template_date: str = Field(
         default=TEMPLATE_DATE,
-        description="Day (ISO) that a template is given if it asks for today's date, so that "
-        "values do not change overnight.",
+        description="Date (ISO) given to a template that asks for today's date, so that values do "
+        "not change overnight.",
     )
-    local_files_only: bool = Field(default=False, description="Never ask a hub.")
+    local_files_only: bool = Field(default=False, description="Never connect to a hub.")
     trust_remote_code: bool = Field(
         default=False, description="Run Python that comes with the model. Only for trusted sources."
     )

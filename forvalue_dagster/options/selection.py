@@ -1,4 +1,4 @@
-"""Which scored rows are kept, which of them are computed exactly, which pairs are named."""
+"""Options of selection, refinement and attribution."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ class Selection(Options):
     )
     across_groups: Literal["pooled", "mean", "maximum", "balanced"] = Field(
         default="pooled",
-        description="With validation groups: count every validation row alike, every group alike, "
-        "take a row's best group, or let the groups choose in turn.",
+        description="With validation groups: weigh every validation row equally, every group "
+        "equally, take a row's best group, or let the groups choose in turn.",
     )
     keep_fraction: float | None = Field(
         default=0.5, gt=0, le=1, description="At most this share of the scored rows."
     )
-    keep_count: int | None = Field(default=None, ge=1, description="At most so many rows.")
+    keep_count: int | None = Field(default=None, ge=1, description="At most this many rows.")
     token_budget: int | None = Field(
-        default=None, ge=1, description="At most so many response tokens."
+        default=None, ge=1, description="At most this many response tokens."
     )
-    min_value: float | None = Field(default=None, description="Rows valued less are dropped.")
+    min_value: float | None = Field(default=None, description="Rows with less value are dropped.")
     max_noise_probability: float | None = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Rows more probably noisy are dropped; needs a noise probe. None drops none.",
+        description="Rows with a larger noise probability are dropped; needs a noise probe. None "
+        "drops none.",
     )
     drop_duplicates: bool = Field(
-        default=True, description="Keep one of several rows with the same conversation."
+        default=True, description="Of several rows with the same conversation keep one."
     )
 
     @model_validator(mode="after")
@@ -50,7 +51,7 @@ class Selection(Options):
 
 
 class Refine(Options):
-    """How far rows near the selection's boundary are computed again, exactly."""
+    """How rows near the selection's boundary are computed again, exactly."""
 
     max_share: float = Field(
         default=0.25,
@@ -61,8 +62,8 @@ class Refine(Options):
     first_rows: int = Field(
         default=32,
         ge=1,
-        description="Rows nearest to the boundary that are computed first; the errors seen on them "
-        "give the first band.",
+        description="Rows nearest to the boundary that are computed first; their errors give the "
+        "first band.",
     )
     safety: float = Field(
         default=2.0, ge=1, description="The band is the largest error seen so far times this."
@@ -75,11 +76,11 @@ class Attribution(Options):
     top: int = Field(
         default=10,
         ge=1,
-        description="For each row of one side, this many rows of the other that help it most, and "
-        "this many that hurt it most.",
+        description="For each row, this many rows that help it most, and this many that hurt it "
+        "most.",
     )
     exact: bool = Field(
         default=False,
-        description="Compute, for each validation row, the pairs of twice as many candidates again "
-        "with the model. What training rows help is told from their features in any case.",
+        description="For each validation row, compute the pairs of twice as many candidates again "
+        "with the model. For training rows, pairs always come from features.",
     )

@@ -1,4 +1,4 @@
-"""How rows are valued, what features keep, and how a noise probe is fitted."""
+"""Options of the valuation, the features and the noise probe."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BeforeValidator, Field
 
 from forvalue_dagster.options.base import Options
 
-# Dagster's configuration has no field that is a number or a word: "auto" is kept as None.
+# Dagster's configuration has no field that is a number or a word: "auto" is stored as None.
 _Auto = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
 class FeaturePrecision(Options):
-    """How much of each token its features keep."""
+    """The precision of the stored features of each token."""
 
     top_errors: int = Field(
         default=16,
         ge=1,
-        description="Entries of the prediction error that features keep of each token; the whole "
-        "vocabulary if larger.",
+        description="Number of entries of each token's prediction error to store; a larger number "
+        "than the vocabulary stores all.",
     )
     hidden: Literal["int8", "float16", "float32"] = Field(
         default="int8",
-        description="How features keep last hidden states; 'float32' keeps the prediction errors "
-        "in float32, too.",
+        description="Type of the stored last hidden states; with 'float32' the prediction errors "
+        "are float32, too.",
     )
 
 
@@ -34,23 +34,23 @@ class NoiseOptions(Options):
     recipes: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Names of noise recipes; by default all that are registered.",
+        description="Names of noise recipes; by default all.",
     )
     copies: int = Field(
         default=4,
         ge=1,
-        description="Damaged copies of each validation row, each by another recipe.",
+        description="Damaged copies of each validation row, each by a different recipe.",
     )
     max_rows: int = Field(
         default=300,
         ge=2,
-        description="At most so many validation rows, drawn at random, are copied.",
+        description="At most this many validation rows, drawn at random, are copied.",
     )
     seed: int = Field(default=0, description="Seed of the draw, the damage and the folds.")
 
 
 class ValuationSettings(Options):
-    """How rows are valued, without what features keep and how the noise probe is fitted."""
+    """How rows are valued, without the options of features and noise probe."""
 
     tokens: Literal["response", "all"] = Field(
         default="response", description="Which tokens are scored."
@@ -72,9 +72,9 @@ class ValuationSettings(Options):
     batch_tokens: _Auto = Field(
         default=None,
         ge=1,
-        description="Tokens in a batch, padding included. Changes speed and memory, never a score "
-        "beyond rounding. By default ('auto'), what a GPU's free memory holds, up to 16,384; 2,048 "
-        "on a CPU.",
+        description="Tokens in a batch, padding included. Changes speed and memory, and scores only "
+        "by rounding. By default ('auto'), what a GPU's free memory holds, up to 16,384; 2,048 on "
+        "a CPU.",
     )
     batch_image_mb: float = Field(
         default=128.0,
@@ -96,15 +96,15 @@ class ValuationSettings(Options):
     window_rows: _Auto = Field(
         default=None,
         ge=1,
-        description="Rows that are batched among themselves and stored as one part of a feature "
-        "table; a killed feature pass loses at most so many. By default ('auto'), 512 on a CPU and "
-        "up to 1,024 on a GPU.",
+        description="Rows that share batches and are stored as one part of a feature table; a "
+        "killed feature pass loses at most one part. By default ('auto'), 512 on a CPU and up to "
+        "1,024 on a GPU.",
     )
     memory_limit_gb: float | None = Field(
         default=None,
         gt=0,
-        description="Batches that need more are halved and tried again, as when memory runs out: "
-        "10⁹ bytes of the process on a CPU, of torch on a GPU.",
+        description="Memory limit in 10⁹ bytes, of the process on a CPU, of torch on a GPU. Batches "
+        "that need more are halved and tried again, as when memory runs out.",
     )
 
     @property
@@ -117,9 +117,9 @@ class ValuationOptions(ValuationSettings):
     """How rows are valued."""
 
     features: FeaturePrecision = Field(
-        default=FeaturePrecision(), description="How much of each token the features keep."
+        default=FeaturePrecision(), description="Precision of the stored features of each token."
     )
     noise: NoiseOptions | None = Field(
         default=NoiseOptions(),
-        description="How the noise probe of a validation profile is fitted; None fits none.",
+        description="Options of the noise probe; None fits none.",
     )

@@ -1,4 +1,4 @@
-"""How a model is warmed up."""
+"""Options of the warm-up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WarmUp(Options):
     """A LoRA adapter, trained before anything is valued."""
 
     rows: Literal["validation", "training"] = Field(
-        default="validation", description="Train on the trusted rows or on the raw training rows."
+        default="validation", description="Train on the validation rows or the raw training rows."
     )
     rank: int = Field(default=16, gt=0, description="Rank of the adapter.")
     alpha: int | None = Field(
@@ -28,7 +28,7 @@ class WarmUp(Options):
     max_tokens: int | None = Field(
         default=None,
         gt=0,
-        description="Rows are drawn at random until they have so many tokens; None takes all.",
+        description="Rows are drawn at random until they have this many tokens; None takes all.",
     )
     batch_rows: int = Field(default=8, gt=0, description="Rows of one optimiser step.")
     seed: int = Field(

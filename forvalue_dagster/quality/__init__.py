@@ -1,1 +1,1 @@
-"""Whether data may pass: expectations on rows, verdicts on shards."""
+"""Quality of data: expectations on rows, verdicts on shards, the gate."""

@@ -1,7 +1,7 @@
-"""The certificate as a file: bytes that are what it says, and a signature that proves who wrote it.
+"""The certificate as a file: checking the dataset's bytes and the certificate's signature.
 
-Without Dagster. The signature is an HMAC with a key from the environment: whoever has the key, the
-pipeline and those who verify, can tell whether the pipeline wrote the certificate.
+This module needs no Dagster. The signature is an HMAC with a key from the environment. Whoever has
+the key (the pipeline, and those who verify) can tell whether the pipeline wrote the certificate.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _BLOCK = 1 << 20
 
 
 class CertificateError(Exception):
-    """A certificate that does not hold for what is about to be read."""
+    """The certificate does not hold for the file to read."""
 
 
 def signed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with its signature; without a key in the environment, as it is."""
+    """Return a manifest with its signature; unchanged without a key in the environment."""
     key = os.environ.get(SIGNING_KEY)
     if not key:
         return dict(plain)
@@ -39,10 +39,10 @@ def has_key() -> bool:
 
 
 def check_signature(stored: Mapping[str, Any]) -> None:
-    """Hold a manifest's signature against the key in the environment, which must be there.
+    """Check a manifest's signature with the key in the environment, which must be set.
 
     Raises:
-        CertificateError: if the manifest has no signature, or another one.
+        CertificateError: if the manifest has no signature, or a wrong one.
     """
     key = os.environ.get(SIGNING_KEY)
     if not key:
@@ -63,16 +63,16 @@ def _signature(plain: Mapping[str, Any], key: str) -> str:
 
 
 def certified_copy(path: UPath, digests: Collection[str]) -> IO[bytes]:
-    """Return a temporary copy of a file, which holds what was certified whatever happens to it.
+    """Return a temporary copy of a certified file, which stays the same if the file changes.
 
     Args:
         path: the file.
-        digests: the SHA-256 that it must have, or several of which it must have one.
+        digests: the allowed SHA-256 digests.
 
     Raises:
-        CertificateError: if it is absent or another file.
+        CertificateError: if it is missing, or has none of these digests.
     """
-    copy = TemporaryFile()  # noqa: SIM115 (its reader closes it)
+    copy = TemporaryFile()  # noqa: SIM115 (the reader closes it)
     content = sha256()
     try:
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""How values are spread, kept small enough for metadata, and how far they drifted."""
+"""The distribution of values as a small histogram for metadata, and its drift."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 _BINS = 10
-# An empty bin counts as so much of the rows: the index stays finite.
+# An empty bin counts as this share of the rows, so that the index stays finite.
 _FLOOR = 1e-4
 
 
@@ -28,12 +28,12 @@ class ValueHistogram:
 
     @classmethod
     def of(cls, values: pl.Series) -> ValueHistogram | None:
-        """Describe some values; None if there is none."""
+        """Return the histogram of some values; None if there are none."""
         numbers = values.drop_nulls().to_numpy()
         if not len(numbers):
             return None
         inner = np.quantile(numbers, np.arange(1, _BINS) / _BINS)
-        # Six digits: they are shown to people, too.
+        # Six digits, because people see them, too.
         edges = tuple(dict.fromkeys(float(f"{edge:.6g}") for edge in inner))
         return cls(edges, tuple(_shares(numbers, edges).tolist()))
 

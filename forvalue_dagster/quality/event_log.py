@@ -1,6 +1,6 @@
-"""More that the event log says: of many partitions at once, of what came since, of the graph.
+"""Queries of the event log: many partitions at once, new events, and the asset graph.
 
-None of it is public API of Dagster; like `standing.py`, this is the place for it.
+They use API of Dagster that is not public; only this module and `standing.py` do so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forvalue_dagster.quality.standing import (
 def latest_storage_ids(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
 ) -> Mapping[str, int]:
-    """Return partition → place in the event log of what is in force of it."""
+    """Return partition → event log id of its latest materialisation."""
     if not partitions:
         return {}
     return instance.event_log_storage.get_latest_storage_id_by_partition(
@@ -34,7 +34,7 @@ def latest_storage_ids(
 def latest_versions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
 ) -> dict[str, str]:
-    """Return partition → data version of what is in force of it."""
+    """Return partition → data version of its latest materialisation."""
     if not partitions:
         return {}
     tags = instance.event_log_storage.get_latest_tags_by_partition(
@@ -47,7 +47,7 @@ def latest_versions(
 
 
 def asset_graph(context: Any) -> Any:
-    """Return the assets that a step can know: of its repository, if it has one, or of its job.
+    """Return the assets that a step can see: those of its repository, or else of its job.
 
     Args:
         context: context of an asset, op or check.
@@ -62,10 +62,10 @@ class CheckExecution:
     """One execution of a check.
 
     Attributes:
-        id: its place in the history of the check.
+        id: id in the history of the check.
         partition: the checked partition; None for a check without partitions.
         outcome: the outcome.
-        description: what it said.
+        description: the result's description.
     """
 
     id: int
@@ -77,12 +77,12 @@ class CheckExecution:
 def check_history(
     instance: dg.DagsterInstance, key: dg.AssetCheckKey, after: int
 ) -> Iterator[CheckExecution]:
-    """Yield the executions of a check that came to an end, in order, up to one that has not.
+    """Yield the finished executions of a check, in order, up to the first unfinished one.
 
     Args:
         instance: the Dagster instance.
         key: key of the check.
-        after: id of the last one that is known.
+        after: id of the last known one.
     """
     new = []
     for record in executions(instance, key, None):
@@ -104,12 +104,12 @@ def check_history(
 def overrides_of(
     instance: dg.DagsterInstance, key: dg.AssetKey, after: int
 ) -> Iterator[tuple[int, str]]:
-    """Yield place in the event log and reason of each override of a dataset's gate.
+    """Yield event log id and reason of each override of a dataset's gate.
 
     Args:
         instance: the Dagster instance.
         key: key of the dataset.
-        after: place of the last one that is known.
+        after: event log id of the last known one.
     """
     records = instance.fetch_observations(
         dg.AssetRecordsFilter(asset_key=key, after_storage_id=after), limit=100, ascending=True

@@ -1,7 +1,8 @@
-"""Great Expectations on canonical rows, told as Dagster check results.
+"""Check canonical rows with Great Expectations, and report the results as Dagster checks.
 
-GX imports in seconds, so only when a check runs. It has no polars source: the checked columns go
-over as pandas. Failing rows are named by place, never by text, in metadata as in the pages.
+Importing GX takes seconds, so it is imported only when a check runs. It cannot read polars, so the
+checked columns are passed as pandas. Failing rows are named by place, never by text, in metadata
+and in the pages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
 MAX_ROWS_NAMED = 20
-# No value of a row is kept in a result, so none can reach a page.
+# A result contains no value of a row, so none can reach a page.
 _RESULT_FORMAT = {"result_format": "COMPLETE", "partial_unexpected_count": 0}
 
 Record = dict[str, str | bool | int]
@@ -34,13 +35,13 @@ def validate(
     pages: UPath | None = None,
     title: str = "rows",
 ) -> list[Record]:
-    """Hold rows against suites; return one record for each expectation.
+    """Check rows against suites; return one record for each expectation.
 
     Args:
-        facts: from `row_facts`; every column that a suite names must be in it.
-        suites: with distinct names.
-        pages: folder for Data Docs, one page a suite; None writes none.
-        title: what the rows are, in the pages' path.
+        facts: result of `row_facts`; every column that a suite names must be in it.
+        suites: the suites, with distinct names.
+        pages: folder for Data Docs, one page for each suite; None writes none.
+        title: name of the rows in the pages' path.
     """
     import great_expectations as gx
 
@@ -67,7 +68,7 @@ def validate(
 
 
 def _as_pandas(facts: pl.DataFrame) -> Any:
-    """Return pandas that keeps integers: beside a null it would take them for floats."""
+    """Return a pandas frame that keeps integers: with nulls, pandas would make them floats."""
     import pandas as pd  # type: ignore[import-untyped]
 
     frame = facts.to_pandas()
@@ -79,12 +80,12 @@ def _as_pandas(facts: pl.DataFrame) -> Any:
 
 
 def critical_result(records: Sequence[Record], rows: int, **result: Any) -> dg.AssetCheckResult:
-    """Report the expectations of severity critical, as an ERROR."""
+    """Return the check result of the critical expectations, with severity ERROR."""
     return _result(records, rows, critical=True, **result)
 
 
 def warning_result(records: Sequence[Record], rows: int, **result: Any) -> dg.AssetCheckResult:
-    """Report all other expectations, as a WARN."""
+    """Return the check result of all other expectations, with severity WARN."""
     return _result(records, rows, critical=False, **result)
 
 
@@ -121,7 +122,7 @@ def _result(
 
 
 def _record(suite: str, result: Any, rows: pl.DataFrame) -> Record:
-    """Describe one expectation's outcome in plain values, without any value of the data."""
+    """Return one expectation's result as plain values, without any value of the data."""
     config, details = result.expectation_config, result.result
     columns = config.kwargs.get("column") or ", ".join(config.kwargs.get("column_list", []))
     unexpected = details.get("unexpected_index_list") or []
@@ -144,7 +145,7 @@ def _record(suite: str, result: Any, rows: pl.DataFrame) -> Record:
 
 
 def _hide_values(store: Any) -> None:
-    """Take what may be text of rows out of the results that pages are made of."""
+    """Remove from the pages' results everything that may be text of rows."""
     for key in store.list_keys():
         outcome = store.get(key)
         for result in outcome.results:
@@ -156,7 +157,7 @@ def _hide_values(store: Any) -> None:
 
 
 def _observed(value: Any, column: str) -> str:
-    """Say what was observed: figures, names of columns, but no value of a column's."""
+    """Return the observed figures and column names, but no value of a column."""
     if value is None or isinstance(value, int | float):
         return str(value)
     if isinstance(value, list) and not column:
@@ -165,7 +166,7 @@ def _observed(value: Any, column: str) -> str:
 
 
 def _raised(exceptions: Mapping[str, Any]) -> bool:
-    """Whether evaluating raised: GX tells it flat, or once for each metric."""
+    """Whether the evaluation raised: GX reports it once, or once for each metric."""
     nested = [value for value in exceptions.values() if isinstance(value, Mapping)]
     return any(entry.get("raised_exception") for entry in [exceptions, *nested])
 
@@ -177,7 +178,7 @@ def _places(indices: list[int], rows: pl.DataFrame) -> str:
 
 
 def _write_pages(context: Any, pages: UPath, title: str) -> None:
-    """Write Data Docs; a page of the same title is replaced, wherever the folder lies."""
+    """Write Data Docs; a page of the same title is replaced, in any kind of storage."""
     with tempfile.TemporaryDirectory() as scratch:
         site = Path(scratch)
         store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": scratch}
@@ -195,8 +196,8 @@ def _write_pages(context: Any, pages: UPath, title: str) -> None:
             if not file.is_file() or parts == ("index.html",):
                 continue
             if parts[0] == "validations":
-                # …/suite/run/time/rows.html becomes …/suite/title/latest/rows.html: as deep, so
-                # that links to styles hold, and of the same name in the next run.
+                # …/suite/run/time/rows.html becomes …/suite/title/latest/rows.html: at the same
+                # depth, so that links to styles work, and with the same name in the next run.
                 parts = ("validations", parts[1], title, "latest", parts[-1])
             target = pages.joinpath(*parts)
             if parts[0] == "static" and target.exists():

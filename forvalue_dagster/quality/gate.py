@@ -1,11 +1,11 @@
-"""The gate in front of a consumer: one line that holds in every run, whoever starts it.
+"""The gate in front of a consumer: one line that works in every run, whoever starts it.
 
 gate = require_certified(context)
 rows = gate.read()
 
-The rule: what is read is, byte for byte, what was certified. All it was made from, and all that was
-made from it on the way to the caller, is still in force. Whoever waives any of this says so, and
-why, and it is written down.
+The rule: the rows that are read are, byte for byte, the certified ones. Everything the dataset was
+made from, and everything made from it on the way to the caller, is still the latest. Whoever waives
+any of this must give a reason, which is recorded.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ Leniency = Literal["fail", "warn"]
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate let through.
+    """What the gate found, and the dataset to read.
 
     Attributes:
         dataset: the asset that is read.
         storage_id: id of its materialisation in the event log.
         run_id: the run that made it.
-        manifest: what it is made of; None if it has none and was forced.
-        warnings: what was found and let through.
-        forced: the reason of a deliberate override, None without one.
-        path: where the rows lie; None if the event log does not say.
+        manifest: its manifest; None if it has none and the gate was forced.
+        warnings: problems that were let through.
+        forced: the reason of a deliberate override, or None.
+        path: path of the rows; None if the event log does not say.
     """
 
     dataset: dg.AssetKey
@@ -55,17 +55,17 @@ class GateReport:
     path: str | None = None
 
     def read(self, **storage_options: Any) -> pl.LazyFrame:
-        """Return the rows that were certified, whatever becomes of the file meanwhile.
+        """Return the certified rows, even if the file changes while they are read.
 
-        They are copied to a temporary file, and the copy is held against the certificate's digest;
-        what is read later is the copy.
+        They are copied to a temporary file, whose digest is compared with the certificate's; later
+        reads use the copy.
 
         Args:
             storage_options: options of the file system, as fsspec names them (`Storage.options()`);
                 by default the ordinary chain of credentials.
 
         Raises:
-            dagster.Failure: if the file is not the one that was certified.
+            dagster.Failure: if the file is not the certified one.
         """
         digests = self.manifest.files if self.manifest is not None else {}
         path = None if self.path is None else UPath(self.path, **storage_options)
@@ -99,27 +99,28 @@ def require_certified(
     provenance: Leniency = "fail",
     force: str | None = None,
 ) -> GateReport:
-    """Let an asset, op or check read a filtered dataset only if it is certified for what is read.
+    """Let an asset, op or check read a filtered dataset only if its latest state is certified.
 
-    Looked up in the event log at the moment of the call: the check `certified` passed for the
-    dataset's materialisation in force; its manifest has nothing against it; what it was made from
-    (rows, scores, profile, validation rows, their files as far as a sensor reported them, the
-    policy) is what is in force; what lies between the dataset and the caller was made from this
-    materialisation; and every further check that is named passed for it.
+    The event log is read at the moment of the call. The check `certified` must have passed for the
+    dataset's latest materialisation, and its manifest must have no objection. Everything it was
+    made from (rows, scores, profile, validation rows, their files as far as a sensor reported
+    them, the policy) must still be the latest. Assets between the dataset and the caller must be
+    made from this materialisation. Further named checks must have passed for it.
 
     Args:
         context: context of the asset, op or check that is about to read.
         dataset: key of the filtered dataset; by default the one that the caller is made from.
         checks: names of further checks of the dataset that must have passed.
-        stale: whether it fails or warns if something that the dataset was made from is another by
-            now; a shard that was withdrawn always fails.
-        provenance: whether an asset between the dataset and the caller that does not say what it
-            was made from fails or warns.
-        force: go on whatever was found, for this reason, which is written to the log and to the
-            metadata of the caller's outputs.
+        stale: "fail" or "warn" if something that the dataset was made from has changed since;
+            a withdrawn shard always fails.
+        provenance: "fail" or "warn" if an asset between the dataset and the caller does not say
+            what it was made from.
+        force: reason to continue whatever was found; it is written to the log and to the metadata
+            of the caller's outputs.
 
     Raises:
-        dagster.Failure: not to be retried; naming shard, check, figure and threshold.
+        dagster.Failure: if the dataset is not certified, without retries; the message names shard,
+            check, figure and threshold.
         ValueError: if `force` is an empty reason.
     """
     if force is not None and not force.strip():
@@ -129,7 +130,7 @@ def require_certified(
     name = key.to_user_string()
     materialization = latest_materialization(context.instance, key)
     if materialization is None:
-        # Nothing to read, so nothing to force either.
+        # There is nothing to read, so `force` does not help.
         raise dg.Failure(
             f"{name} was never materialised on this instance, so nothing certifies what is about "
             "to be read. Materialise it first.",
@@ -169,7 +170,7 @@ def require_certified(
 
 
 def _let_through(context: Context, report: GateReport, found: _Findings, force: str | None) -> None:
-    """Write down what was found, or fail."""
+    """Record what was found, or fail."""
     name = report.dataset.to_user_string()
     for warning in found.warnings:
         context.log.warning(f"Gate of {name}: {warning}.")
@@ -195,7 +196,7 @@ def _let_through(context: Context, report: GateReport, found: _Findings, force: 
             **noted,
         },
     )
-    # On the dataset's own page, too, where it is looked for; an op's outputs have none.
+    # Also on the dataset's own page, where people look for it; an op's outputs have no page.
     op: Any = getattr(context, "op_execution_context", context)
     op.log_event(
         dg.AssetObservation(
@@ -205,10 +206,10 @@ def _let_through(context: Context, report: GateReport, found: _Findings, force: 
 
 
 def _dataset_of(ancestry: Ancestry) -> dg.AssetKey:
-    """Return the one dataset that the caller is made from, or the one there is."""
+    """Return the one dataset that the caller is made from, or the project's only one."""
     found = ancestry.datasets()
     if not found and not ancestry.is_asset:
-        # An op is made from nothing: so the only dataset of its project is meant.
+        # An op has no upstream assets, so the only dataset of its project is meant.
         found = ancestry.certified_assets() or [dg.AssetKey("filtered_dataset")]
     if len(found) == 1:
         return found[0]
@@ -234,7 +235,7 @@ def _manifest(materialization: Materialization) -> Manifest | None:
 def _stale(
     ancestry: Ancestry, key: dg.AssetKey, materialization: Materialization, manifest: Manifest
 ) -> Iterator[str]:
-    """Yield what the certificate rests on and is another one by now."""
+    """Yield everything that the certificate depends on and that has changed since."""
     yield from manifest.outdated(ancestry.instance)
     yield from changed_above(ancestry.instance, manifest.made_from)
     made_from = [(key.to_user_string(), MadeFrom.of(materialization))]
@@ -249,7 +250,7 @@ def _stale(
 
 
 def _record(context: Context, metadata: dict[str, Any]) -> None:
-    """Write to every output of the caller; a check's has no metadata before its result."""
+    """Add metadata to every output of the caller; a check has none before its result."""
     if isinstance(context, dg.AssetCheckExecutionContext):
         context.log.info(f"Gate: {metadata['gate']}.")
         return
@@ -259,7 +260,7 @@ def _record(context: Context, metadata: dict[str, Any]) -> None:
         else {output.name for output in context.op_def.output_defs}
     )
     for output in context.op_def.output_defs:
-        # What a dynamic output's mappings are called is not known yet.
+        # The keys of a dynamic output are not known yet.
         if output.name in chosen and not output.is_dynamic:
             context.add_output_metadata(metadata, output_name=output.name)
 

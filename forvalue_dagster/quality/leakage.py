@@ -1,10 +1,11 @@
 """Leakage: training rows that equal, or nearly equal, rows of the validation set.
 
-For-Value assumes that no training input is a validation input (Theorem 1); and a dataset that
-holds its own yardstick measures nothing. Equal means the same words after normalisation, also as a
-part of a longer conversation; nearly equal, that most word triples are shared (of a few words,
-most runs of five characters). Normalisation folds away case, width, accents, characters that take
-no place, and Cyrillic and Greek letters that look like Latin ones.
+For-Value assumes that no training input is a validation input (Theorem 1), and a dataset that
+contains its validation rows cannot be measured with them. Equal means the same words after
+normalisation, also as a part of a longer conversation. Nearly equal means that most word triples
+are shared (for a few words, most runs of five characters). Normalisation ignores case, width,
+accents and zero-width characters, and treats Cyrillic and Greek letters that look like Latin ones
+as Latin.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _WORDS_IN_SHINGLE = 3
 _FEW_WORDS, _CHARACTERS_IN_SHINGLE = 6, 5
 _PERMUTATIONS = 128
 _WIDE = unicodedata.east_asian_width
-# Marks on letters, and characters that take no place: zero-width ones, soft hyphens, directions.
+# Accents on letters, and invisible characters: zero-width ones, soft hyphens, directions.
 _UNSEEN = {"Mn", "Me", "Cf"}
 _LOOK_ALIKES = str.maketrans(
     "авсԁеһіјкмнорԛѕтухԝ" + "αβεζηικμνορτυχ" + "ıɑɡ",
@@ -38,13 +39,13 @@ _LOOK_ALIKES = str.maketrans(
 )
 
 
-# Its role and its words.
+# A turn: its role and its words.
 _Turn = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """Normalised words; the names of images stand among them as words of their own."""
+    """A row's normalised words; the names of its images count as words."""
 
     turns: tuple[_Turn, ...]
     images: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ class _Text:
         return tuple(w for role, words in self.turns if role != "assistant" for w in words)
 
     def parts(self, beginnings: Mapping[_Turn, set[int]]) -> Iterator[tuple[str, ...]]:
-        """Yield the words of parts that begin with one of these turns and have as many."""
+        """Yield the words of parts that begin with one of these turns and have as many turns."""
         for first, turn in enumerate(self.turns):
             for length in beginnings.get(turn, ()):
                 yield _Text(self.turns[first : first + length]).whole
@@ -78,7 +79,7 @@ class _Text:
 def find_leaks(
     training: pl.DataFrame, validation: pl.DataFrame, min_similarity: float = 0.8
 ) -> pl.DataFrame:
-    """Return the training rows that a validation row reappears in, each once.
+    """Return the training rows that contain a validation row, each once.
 
     Candidates come from MinHash signatures; their similarity is then computed exactly.
 
@@ -101,7 +102,7 @@ def find_leaks(
         beginnings.setdefault(text.turns[0], set()).add(len(text.turns))
     shingles = {row: text.shingles for row, text in trusted.items()}
     signatures = MinHash.bulk(shingles.values(), num_perm=_PERMUTATIONS)
-    # Signatures only estimate: candidates are taken from below the limit, then measured.
+    # Signatures only estimate: candidates also come from below the limit, then are measured.
     index = MinHashLSH(threshold=0.75 * min_similarity, num_perm=_PERMUTATIONS)
     for row, signature in zip(shingles, signatures, strict=True):
         index.insert(row, signature)
@@ -110,7 +111,7 @@ def find_leaks(
     for place, (_, text) in zip(places, _texts(training), strict=True):
         if not text.whole:
             continue
-        # The whole of it, or a part: another turn before or after hides nothing.
+        # The whole conversation, or a part: further turns before or after hide nothing.
         parts = (text.whole, *text.parts(beginnings))
         found = next((by_whole[words] for words in parts if words in by_whole), None)
         if found is not None:
@@ -118,7 +119,7 @@ def find_leaks(
             continue
         own = text.shingles
         (signature,) = MinHash.bulk([own], num_perm=_PERMUTATIONS)
-        # The same question about another image is another row.
+        # The same question about a different image is a different row.
         near = [row for row in index.query(signature) if trusted[row].images == text.images]
         similar = {row: _jaccard(own, shingles[row]) for row in near}
         if text.prompt in by_prompt:
@@ -131,7 +132,7 @@ def find_leaks(
 
 
 def _texts(rows: pl.DataFrame) -> list[tuple[int, _Text]]:
-    """Return (index, normalised words) of each row; a system prompt is nobody's own."""
+    """Return (index, normalised words) of each row, without system prompts, which rows share."""
     found = []
     for index, (messages, problem) in enumerate(rows.select("messages", "problem").iter_rows()):
         turns: list[_Turn] = []
@@ -147,7 +148,7 @@ def _texts(rows: pl.DataFrame) -> list[tuple[int, _Text]]:
 
 
 def _words(text: str) -> list[str]:
-    """Fold away how words are written; ideographs, unspaced, are words of their own."""
+    """Return normalised words; each ideograph is a word, as there are no spaces."""
     apart = unicodedata.normalize("NFKD", text).casefold()
     seen = "".join(char for char in apart if unicodedata.category(char) not in _UNSEEN)
     folded = unicodedata.normalize("NFKC", seen.translate(_LOOK_ALIKES))

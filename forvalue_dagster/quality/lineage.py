@@ -1,8 +1,9 @@
-"""Whether what lies above and below a filtered dataset still fits together.
+"""Check that assets upstream and downstream of a filtered dataset are up to date.
 
-Dagster tags each materialisation with what it was made from: so every hop can be compared with
-what its parents hold now. Above the dataset content decides; below it, towards the caller, any
-later materialisation does, because nothing says what the user's assets hold.
+Dagster tags each materialisation with what it was made from, so each asset can be compared with
+its parents' latest state. Upstream of the dataset, only a change of content counts. Downstream,
+towards the caller, any later materialisation counts, because the content of the user's assets is
+not known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from forvalue_dagster.quality.standing import (
     latest_materialization,
 )
 
-# Asset → the partitions of it that are read; None for an asset without.
+# Asset → its partitions that are read; None for an asset without partitions.
 Wanted = dict[dg.AssetKey, set[str] | None]
 _STUB = "dagster/auto_created_stub_asset"
 
@@ -31,7 +32,7 @@ def trace_shard(
     shard: str,
     tables: Mapping[dg.AssetKey, Sequence[str]],
 ) -> tuple[dict[str, MadeFrom], Source | None, list[str]]:
-    """Return what a shard's tables are, what the first was read from, and what does not fit.
+    """Return a shard's tables, the source of the first, and what does not fit together.
 
     Args:
         instance: the Dagster instance.
@@ -43,7 +44,7 @@ def trace_shard(
     source, problems = None, []
     for key, own in made.items():
         if own is None:
-            continue  # whoever judges the shard says so
+            continue  # the shard's verdict says so
         name = key.to_user_string()
         found[name] = MadeFrom.of(own, tables[key])
         for parent, read in own.inputs.items():
@@ -63,11 +64,11 @@ def trace_shard(
 
 
 def changed_above(instance: dg.DagsterInstance, made_from: Mapping[str, MadeFrom]) -> Iterator[str]:
-    """Yield what a dataset was made from, beside its shards, and is another one by now.
+    """Yield what a dataset was made from, apart from its shards, and has changed since.
 
     Args:
         instance: the Dagster instance.
-        made_from: asset → what was read of it.
+        made_from: asset → the materialisation that was read.
     """
     waiting: list[tuple[dg.AssetKey, Materialization]] = []
     for name, made in made_from.items():
@@ -98,7 +99,7 @@ def changed_above(instance: dg.DagsterInstance, made_from: Mapping[str, MadeFrom
 
 @dataclass
 class Ancestry:
-    """What lies between a dataset and an asset, op or check that is about to read.
+    """The assets between a dataset and an asset, op or check that is about to read.
 
     Attributes:
         context: the caller's context.
@@ -146,10 +147,10 @@ class Ancestry:
         )
 
     def configured_anew(self, made: Collection[tuple[str, str]]) -> list[str]:
-        """Return assets of the caller's project whose code version is another one by now.
+        """Return assets of the caller's project whose code version has changed since.
 
         Args:
-            made: asset and code version that it was made with.
+            made: pairs of asset and code version that it was made with.
         """
         found = set()
         for name, version in made:
@@ -160,7 +161,7 @@ class Ancestry:
         return sorted(found)
 
     def parents(self, key: dg.AssetKey) -> set[dg.AssetKey]:
-        """Return what an asset is made from: by the project, or by the event log."""
+        """Return an asset's parents, from the project or else from the event log."""
         if key not in self._parents:
             if self._is_known(key):
                 self._parents[key] = set(self.graph.get(key).parent_keys)
@@ -170,7 +171,7 @@ class Ancestry:
         return self._parents[key]
 
     def behind(self, dataset: dg.AssetKey) -> Iterator[tuple[str, bool]]:
-        """Yield what lies between and was made from something older, or from who knows what.
+        """Yield the assets in between that are out of date, or whose provenance is unknown.
 
         Args:
             dataset: the dataset to read.
@@ -247,7 +248,7 @@ class Ancestry:
     def _above(
         self, key: dg.AssetKey, partitions: set[str] | None, parent: dg.AssetKey
     ) -> set[str] | None:
-        """Return which partitions of a parent some of an asset's are made from."""
+        """Return the partitions of a parent that some of an asset's partitions are made from."""
         if self._is_known(parent) and self._is_known(key):
             own, its = self.graph.get(key).partitions_def, self.graph.get(parent).partitions_def
             if its is None:
@@ -261,7 +262,7 @@ class Ancestry:
                 subset, own, its, datetime.now(UTC), self.instance
             )
             return set(mapped.partitions_subset.get_partition_keys())
-        # An asset of another code location: the event log knows its partitions.
+        # An asset of another code location: its partitions are in the event log.
         known = self.instance.get_materialized_partitions(parent)
         if not known:
             return None

@@ -1,7 +1,7 @@
-"""The manifest of a filtered dataset: which shards it is made of, and what was said of each.
+"""The manifest of a filtered dataset: its shards, with the verdict on each.
 
-It is metadata of the dataset's own materialisation, so that it cannot be of another, and lies as
-a file beside the dataset, signed if there is a key, for whoever has no Dagster.
+It is metadata of the dataset's own materialisation, so it cannot belong to another. It is also
+written as a file next to the dataset, signed if there is a key, for readers without Dagster.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class MadeFrom:
     """One materialisation that a dataset, or a shard of it, was made from.
 
     Attributes:
-        storage_id: its place in the event log.
-        data_version: its content.
+        storage_id: its id in the event log.
+        data_version: hash of its content.
         checks: blocking checks that had passed for it.
         digest: the SHA-256 of its file; empty if the event log does not say.
         code_version: version of the code and settings that made it.
@@ -45,7 +45,7 @@ class MadeFrom:
 
     @classmethod
     def of(cls, made: Materialization, checks: Sequence[str] = ()) -> MadeFrom:
-        """Note down a materialisation."""
+        """Return the record of a materialisation."""
         digest = made.metadata.get("sha256")
         return cls(
             made.storage_id,
@@ -58,13 +58,13 @@ class MadeFrom:
 
 @dataclass(frozen=True)
 class Source:
-    """What the rows of a shard were read from: its file, or another asset.
+    """The source of a shard's rows: its file, or another asset.
 
     Attributes:
         asset: the source.
         read_by: the asset that holds the rows.
-        storage_id: the event log ended here for the source; None if it is not known.
-        data_version: the state of the file, or the content of the asset.
+        storage_id: the source's latest id in the event log when it was read; None if unknown.
+        data_version: state of the file, or data version of the asset.
     """
 
     asset: str
@@ -79,9 +79,9 @@ class ShardEntry:
 
     Attributes:
         verdict: verdict of its noise gate.
-        blocked_by: what else keeps it out; empty if nothing does.
-        made_from: asset → what was read of it.
-        source: what its rows were read from, if that is known.
+        blocked_by: other reasons that keep it out; empty without any.
+        made_from: asset → the materialisation that was read.
+        source: source of its rows, if known.
     """
 
     verdict: ShardVerdict
@@ -109,24 +109,24 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a filtered dataset is made of.
+    """The manifest of a filtered dataset.
 
     Attributes:
-        shards: every valued shard, in or out.
-        missing_shards: registered, but not valued.
+        shards: every valued shard, included or not.
+        missing_shards: shards that are registered, but not valued.
         on_blocked_shard: "fail" or "exclude".
-        partitions: name of the dynamic partitions that shards are; None if they are others.
+        partitions: name of the shards' dynamic partitions; None for other partitions.
         rows: counts "in", "kept", "dropped".
         selection: the policy, as plain values.
         refinement: record of the rows that were computed again, or None.
         policy: the gate's rules, as plain values.
-        overrides: setting → what the run's configuration made of it, and what the definition says.
-        overrides_allowed: whether the definition lets a run do so.
-        override_reason: why it did.
-        made_from: asset → what was read of it, of the assets that are not shards.
+        overrides: setting → its value in the run's configuration, and in the definition.
+        overrides_allowed: whether the definition allows such overrides.
+        override_reason: the reason of the overrides.
+        made_from: asset → the materialisation that was read, for assets without shards.
         files: name of a file of the dataset → its SHA-256.
         dataset: the asset.
-        made_at: when, as ISO 8601 in UTC.
+        made_at: time, as ISO 8601 in UTC.
         noise: estimated noise of the rows kept; None in a manifest older than this figure.
     """
 
@@ -170,7 +170,7 @@ class Manifest:
         ]
 
     def objections(self) -> list[str]:
-        """Return why the dataset is not certified; empty if it is."""
+        """Return the reasons why the dataset is not certified; empty if it is."""
         found = self.blocked if self.on_blocked_shard == "fail" else []
         if not self.passed:
             found = [*found, "no shard passed"]
@@ -183,10 +183,10 @@ class Manifest:
         return found
 
     def outdated(self, instance: dg.DagsterInstance) -> list[str]:
-        """Return which shards of the dataset were taken away since, or hold something else.
+        """Return the shards of the dataset that were removed or changed since.
 
-        A shard that was made again with the same content, and whose blocking checks hold for it,
-        is the same shard. The event log is asked once for each asset, whatever the shards.
+        A shard that was made again with the same content, and whose blocking checks passed, has
+        not changed. The event log is queried once for each asset, however many shards there are.
         """
         entries = {entry.shard: entry for entry in self.shards if entry.passed}
         found = []
@@ -216,7 +216,7 @@ class Manifest:
         """Rebuild a stored manifest.
 
         Raises:
-            KeyError: if it is of another version.
+            KeyError: if it was written by another version.
         """
         shards: Sequence[Mapping[str, Any]] = plain["shards"]
         return cls(
@@ -259,7 +259,7 @@ def _made_again(
 
 
 def _sources_changed(instance: dg.DagsterInstance, entries: Sequence[ShardEntry]) -> Iterator[str]:
-    """Yield the shards whose file, or whose upstream asset, is another one by now."""
+    """Yield the shards whose file or upstream asset has changed since."""
     known: dict[str, list[tuple[str, Source]]] = {}
     for entry in entries:
         if entry.source is not None:
@@ -277,7 +277,7 @@ def _sources_changed(instance: dg.DagsterInstance, entries: Sequence[ShardEntry]
                 now = Materialization.plain(places[shard], version)
             if now is None or Read(source.storage_id, source.data_version).is_still(now):
                 continue
-            # Rows that were read again since, and are the same, were read from what is there now.
+            # Rows that were read again since, and are the same, were read from the current source.
             made = latest_materialization(
                 instance, dg.AssetKey.from_user_string(source.read_by), shard
             )

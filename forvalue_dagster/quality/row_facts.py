@@ -1,4 +1,4 @@
-"""Facts about canonical rows that expectations are held against, in place of the text itself."""
+"""Columns of facts about canonical rows, which expectations check in place of the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 
 from forvalue_dagster.data.rows import message_images, message_text
 
-# Column → what it tells. The text never reaches Great Expectations, nor its reports.
+# Column → its meaning. The text never reaches Great Expectations, nor its reports.
 ROW_FACTS: dict[str, str] = {
     "response_characters": "characters of all assistant turns, tool calls included",
     "prompt_characters": "characters of all other turns but the system's",
@@ -24,7 +24,7 @@ ROW_FACTS: dict[str, str] = {
     "has_card": "whether something like the number of a payment card does",
     "has_secret": "whether something like an access key or private key does",
 }
-# Meant to warn a person, not to prove anything.
+# A rough pattern, to warn a person; it proves nothing.
 PERSONAL = {
     "has_email": re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z]{2,}"),
     "has_phone": re.compile(r"(?:\+\d{1,3}[ .-]?)?\(?\b\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b"),
@@ -37,9 +37,9 @@ _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def row_facts(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return canonical rows with the columns of `ROW_FACTS`, without the bulky text.
+    """Return canonical rows with the columns of `ROW_FACTS`, without the text.
 
-    Columns of the user's own pass through, so that a suite of theirs may look at them.
+    The user's own columns are kept, so that the user's suites can check them.
     """
     facts = [
         _facts([] if problem else json.loads(messages))

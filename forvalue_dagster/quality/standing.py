@@ -1,11 +1,10 @@
-"""What the event log says of an asset now: its latest materialisation, and its checks for it.
+"""An asset's latest materialisation, and the results of its checks for it.
 
-A blocking check protects the run that it is part of. Whoever starts another run must ask whether
-the last execution of the check passed *for the materialisation about to be read*. Public API of
-Dagster answers that in automation conditions only. What is not public is used here and in
-`event_log.py`, and nowhere else: the history of a check's executions in the event log, the
-materialisation that an evaluation names as its target, and the tags that name what a
-materialisation was made from.
+A blocking check protects only its own run. Any other run must ask whether the last execution of
+the check passed *for the materialisation about to be read*. Dagster's public API answers that only
+in automation conditions. API that is not public is used only here and in `event_log.py`: the
+history of a check's executions in the event log, the materialisation that an evaluation names as
+its target, and the tags that name what a materialisation was made from.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ import dagster as dg
 Outcome = Literal["passed", "warned", "failed", "unfinished", "running", "missing", "outdated"]
 
 DATA_VERSION = "dagster/data_version"
-# Metadata: the state of the files that rows were read from; a sensor reports the same states.
+# Metadata key: state of the files that rows were read from; a sensor reports the same states.
 FILE_STATE = "file_state"
-# Metadata of an observation of a dataset: its gate was overridden, for this reason.
+# Metadata key of an observation of a dataset: the reason why its gate was overridden.
 FORCED_BECAUSE = "gate_forced_because"
 
 _CODE_VERSION = "dagster/code_version"
 _INPUT_VERSION = "dagster/input_data_version/"
 _INPUT_POINTER = "dagster/input_event_pointer/"
-# Executions of a check that are looked at in one query.
+# Number of a check's executions in one query.
 _HISTORY = 25
 
 _SAID: dict[Outcome, str] = {
@@ -44,27 +43,27 @@ _SAID: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class Read:
-    """What a materialisation was made from, of one asset.
+    """The state of one parent asset that a materialisation was made from.
 
     Attributes:
-        storage_id: the event log ended here for that asset; None if there was nothing, or if it is
+        storage_id: the parent's latest id in the event log then; None if there was none, or it is
             not known.
-        data_version: the content.
+        data_version: the parent's data version.
     """
 
     storage_id: int | None
     data_version: str
 
     def is_still(self, now: Materialization) -> bool:
-        """Whether what is in force of that asset is what was read.
+        """Whether the asset's latest state is the one that was read.
 
-        Of a source that nothing had been reported of, the first report is not a change.
+        For a source without any report, the first report is not a change.
         """
         if self.storage_id is None and self.data_version == "INITIAL":
             return True
         if self.storage_id is not None and now.storage_id <= self.storage_id:
             return True
-        # Of partitions Dagster keeps the hash of their versions, one after the other.
+        # For several partitions Dagster stores a hash of their versions in order.
         hashed = sha256(now.data_version.encode()).hexdigest()
         return self.data_version in (now.data_version, hashed)
 
@@ -74,11 +73,11 @@ class Materialization:
     """One materialisation of an asset or of one partition of it.
 
     Attributes:
-        storage_id: its place in the event log; later ones are larger.
+        storage_id: its id in the event log; later ones are larger.
         run_id: the run that made it.
-        timestamp: when.
+        timestamp: time, in seconds since 1970.
         metadata: its metadata.
-        tags: its tags; Dagster's own name the materialisations it was made from.
+        tags: its tags; Dagster's own tags name the materialisations it was made from.
     """
 
     storage_id: int
@@ -89,22 +88,22 @@ class Materialization:
 
     @classmethod
     def plain(cls, storage_id: int, data_version: str) -> Materialization:
-        """Return one of which no more is known."""
+        """Return a materialisation with nothing but its id and data version."""
         return cls(storage_id, "", 0.0, {}, {DATA_VERSION: data_version})
 
     @property
     def data_version(self) -> str:
-        """Another one whenever the content is another."""
+        """The data version, which changes with the content."""
         return self.tags.get(DATA_VERSION, str(self.storage_id))
 
     @property
     def code_version(self) -> str:
-        """Of the code, and the settings, that made it."""
+        """Version of the code and the settings that made it."""
         return self.tags.get(_CODE_VERSION, "")
 
     @property
     def inputs(self) -> dict[dg.AssetKey, Read]:
-        """What it was made from; empty if that is not known, or it was made from nothing."""
+        """The assets it was made from; empty if there are none, or they are not known."""
         found = {}
         state = self.metadata.get(FILE_STATE)
         for tag, pointer in self.tags.items():
@@ -122,14 +121,14 @@ class Materialization:
 
 @dataclass(frozen=True)
 class CheckStanding:
-    """How a check stands to the materialisation in force.
+    """The result of a check for the latest materialisation.
 
     Attributes:
         check: name of the check.
         asset: key of the checked asset.
         partition: the checked partition; None for an asset without partitions.
         outcome: outcome of the last execution.
-        description: what that execution said.
+        description: description of that execution's result.
     """
 
     check: str
@@ -140,7 +139,7 @@ class CheckStanding:
 
     @property
     def holds(self) -> bool:
-        """Whether it passed, or failed as a mere warning, for what is in force."""
+        """Whether it passed, or failed only as a warning, for the latest materialisation."""
         return self.outcome in ("passed", "warned")
 
     @property
@@ -159,12 +158,12 @@ def latest_materialization(
     partition: str | None = None,
     run_id: str | None = None,
 ) -> Materialization | None:
-    """Return what is in force of an asset or of one of its partitions; None if there is nothing.
+    """Return the latest materialisation of an asset or of one of its partitions, or None.
 
     Args:
         instance: the Dagster instance.
         key: key of the asset.
-        partition: None for an asset without.
+        partition: the partition; None for an asset without partitions.
         run_id: the run that must have made it; one made by another run is ignored.
     """
     partitions = None if partition is None else [partition]
@@ -186,7 +185,7 @@ def latest_materialization(
 def check_evaluation(
     result: dg.AssetCheckResult, partition: str, materialization: Materialization, *, blocking: bool
 ) -> dg.AssetCheckEvaluation:
-    """Return a check's result as the event of one partition, of what the check looked at."""
+    """Return a check's result as an event of one partition and one materialisation."""
     from dagster._core.definitions.asset_checks import asset_check_evaluation as events
 
     assert result.asset_key is not None
@@ -215,7 +214,7 @@ def check_evaluation(
 def provenance(
     context: dg.AssetExecutionContext, key: dg.AssetKey, partition: str
 ) -> dict[str, str]:
-    """Return the tags of a materialisation as Dagster gives them: code version, parents."""
+    """Return the tags that Dagster gives a materialisation: code version and parents."""
     tags = {_CODE_VERSION: context.assets_def.code_versions_by_key[key] or ""}
     for parent in context.assets_def.asset_deps[key]:
         made = latest_materialization(context.instance, parent, partition)
@@ -232,12 +231,12 @@ def check_standing(
     materialization: Materialization,
     partition: str | None = None,
 ) -> CheckStanding:
-    """Return how the last execution of a check stands to a materialisation.
+    """Return the result of a check's last execution for a materialisation.
 
     Args:
         instance: the Dagster instance.
         key: key of the check.
-        materialization: the one about to be read.
+        materialization: the materialisation about to be read.
         partition: the checked partition; None for a check without partitions.
     """
     from dagster._core.storage.event_log import base
@@ -250,10 +249,10 @@ def check_standing(
             if run is not None and not run.is_finished:
                 return CheckStanding(key.name, key.asset_key, partition, "running", "")
             if _failed_to_rebuild(instance, record.run_id, key.asset_key, materialization):
-                continue  # it was to look at a materialisation that never came to be
+                continue  # it was planned for a materialisation that was never made
             return CheckStanding(key.name, key.asset_key, partition, "unfinished", "")
         target = evaluation.target_materialization_data
-        # A check that was not told what it looked at belongs to what its run made.
+        # A check without a target belongs to the materialisation of its run.
         ours = (
             target.storage_id == materialization.storage_id
             if target is not None
@@ -268,14 +267,14 @@ def check_standing(
 
 
 def outcome_of(evaluation: dg.AssetCheckEvaluation) -> Outcome:
-    """Return what an evaluation came to."""
+    """Return the outcome of an evaluation."""
     if evaluation.passed:
         return "passed"
     return "warned" if evaluation.severity == dg.AssetCheckSeverity.WARN else "failed"
 
 
 def executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -> Iterator[Any]:
-    """Yield executions of a check, the last one first; of one partition only, or of all."""
+    """Yield executions of a check, the last one first, for one partition or all."""
     cursor = None
     while True:
         page = instance.event_log_storage.get_asset_check_execution_history(
@@ -290,7 +289,7 @@ def executions(instance: dg.DagsterInstance, key: dg.AssetCheckKey, only: Any) -
 def _failed_to_rebuild(
     instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey, current: Materialization
 ) -> bool:
-    """Whether a finished run was to materialise an asset anew, and did not."""
+    """Whether a finished run was planned to materialise an asset again, and did not."""
     if run_id == current.run_id:
         return False
     planned = instance.get_records_for_run(

@@ -1,4 +1,4 @@
-"""Suites of expectations: what any finetuning rows are held to, and the user's own."""
+"""Suites of expectations: the default one for finetuning rows, and the user's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROLES = r"^(?:system,|developer,)?user,(?:(?:user|assistant|tool),)*assistant$"
 
 
 def default_suite() -> ExpectationSuite:
-    """Return what any finetuning rows are held to; severity critical stops them."""
+    """Return the default suite; its critical expectations block rows."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -58,7 +58,7 @@ def read_suite(path: str | Path) -> ExpectationSuite:
     """Read a suite from the JSON that Great Expectations writes.
 
     Raises:
-        ValueError: if the file holds no suite; naming it.
+        ValueError: if the file holds no suite; the message names the file.
     """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
     import great_expectations as gx

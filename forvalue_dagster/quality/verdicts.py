@@ -1,4 +1,4 @@
-"""The verdict on a shard, derived from its stored scores and the profile's noise probe alone."""
+"""The verdict on a shard, from its stored scores and the profile's noise probe."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from forvalue_dagster.valuation.prompt_space import PromptSpace, Shift, measure_
 
 Verdict = Literal["pass", "warn", "fail", "uncertified", "not certifiable: domain shift"]
 SHIFTED: Verdict = "not certifiable: domain shift"
-# An interval that reaches so far says nothing: most of the rows might be noise.
+# An interval that reaches this far is useless: most of the rows might be noise.
 _TOO_WIDE = 0.5
 
 
 @dataclass(frozen=True)
 class ShardVerdict:
-    """Whether a shard may be trained on, and the figures it rests on.
+    """Whether a shard may be trained on, with the figures behind it.
 
     Attributes:
         shard: the partition.
-        verdict: what was found.
+        verdict: the verdict.
         passed: whether the rules let it through.
-        reason: why, in a clause.
+        reason: the reason, in a clause.
         max_noise_fraction: the threshold.
-        noise_fraction: estimated share of noisy ones among the distinct rows; None where none may
-            be stated.
+        noise_fraction: estimated share of noisy ones among the distinct rows; None if there is no
+            reliable estimate.
         noise_lower, noise_upper: its 95 % interval.
         shift: ROC-AUC of its prompts against the validation prompts; None if untested.
-        scored: rows with a score.
-        distinct: different conversations among them; those are judged.
+        scored: number of rows with a score.
+        distinct: number of different conversations among them; the estimate is for these.
         noise_of_all: the estimate with every copy of a row counted.
         unexplained: share of distinct rows that are like neither clean nor damaged ones.
     """
@@ -67,12 +67,12 @@ class KeptNoise:
 
     Attributes:
         max_noise_fraction: the threshold.
-        noise_fraction: estimated share of noisy rows among the kept ones; None where none may be
-            stated.
+        noise_fraction: estimated share of noisy rows among the kept ones; None if there is no
+            reliable estimate.
         noise_lower, noise_upper: its 95 % interval.
         unexplained: share of kept rows that are like neither clean nor damaged ones.
-        rows: kept rows that it is an estimate for.
-        unjudged: kept rows of shards that were let through without an estimate.
+        rows: number of kept rows in the estimate.
+        unjudged: number of kept rows of shards that were let through without an estimate.
     """
 
     max_noise_fraction: float
@@ -85,7 +85,7 @@ class KeptNoise:
 
     @property
     def passed(self) -> bool:
-        """Whether the dataset may be trained on, as far as its noise can be told."""
+        """Whether the dataset may be trained on, as far as its noise is known."""
         return self.noise_fraction is None or self.noise_fraction <= self.max_noise_fraction
 
     @property
@@ -102,7 +102,7 @@ class KeptNoise:
 
 
 def probe_objection(probe: NoiseProbe | None, rules: GateRules) -> str | None:
-    """Return why a probe proves nothing; None if it does."""
+    """Return why a probe is not reliable; None if it is."""
     if probe is None:
         return "the validation profile has no noise probe: too few validation rows, or noise off"
     if probe.rows < rules.min_probe_rows:
@@ -126,19 +126,19 @@ def judge_shard(
     profile: str,
     rules: GateRules,
 ) -> ShardVerdict:
-    """Judge a shard by its value scores; one without a scored row does not pass.
+    """Return the verdict on a shard from its value scores; one without a scored row is blocked.
 
     Args:
         shard: the partition.
-        scores: the table of `value_scores`.
+        scores: the shard's table of `value_scores`.
         probe: noise probe of the validation profile.
         prompts: prompt space of the validation profile.
         profile: identity of that profile.
-        rules: what stops a shard.
+        rules: the gate's rules.
     """
     scored = scores.filter(pl.col("status") == "scored")
     limit = rules.max_noise_fraction
-    # Copies of a row say nothing new, and selection keeps one of them.
+    # Copies of a row add no information, and selection keeps one of them.
     distinct = scored.unique("sample_id", keep="first", maintain_order=True)
 
     def verdict(
@@ -211,7 +211,7 @@ def judge_kept(
     probe: NoiseProbe | None,
     limit: float,
 ) -> KeptNoise:
-    """Judge what was kept of the shards that passed, all together.
+    """Estimate the noise of the rows kept of all shards that passed.
 
     Args:
         verdicts: verdicts of the shards that passed.
@@ -253,7 +253,7 @@ def _told(noise: NoiseFraction, scored: int, of_all: float | None) -> str:
 
 
 def _undecided(noise: NoiseFraction, limit: float) -> str | None:
-    """Return why an estimate that is not above the limit says nothing; None if it does."""
+    """Return why an estimate within the limit does not count; None if it does."""
     needed = rows_needed(limit)
     if noise.rows < needed:
         return (
