@@ -1,1 +1,1 @@
-"""Models: which one, where from, and how it is loaded."""
+"""Load, adapt, fingerprint and warm up models."""

@@ -1,4 +1,4 @@
-"""PEFT adapters, put on a model and merged into it, with the tokenizer they were trained with."""
+"""Load PEFT adapters and merge them into a model, with the tokenizer they were trained with."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def with_adapter(
 ) -> tuple[nn.Module, Any, str]:
     """Put a PEFT adapter on the model and merge it, so that the head is a plain layer again.
 
-    An adapter that was trained with added tokens brings its tokenizer, its chat template and the
-    size of its embeddings.
+    If the adapter was trained with added tokens, its tokenizer, its chat template and the size of
+    its embeddings are used.
 
     Returns:
         The merged model, its tokenizer or processor, and the hash of the adapter's tensors.
 
     Raises:
-        ModelLoadError: if it is none that can be merged into this model.
+        ModelLoadError: if it cannot be merged into this model.
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
@@ -44,7 +44,7 @@ def with_adapter(
             model, adapter, local_files_only=config.local_files_only
         )
         digest = fingerprint_tensors(
-            # Embeddings, if it has any, are in the merged weights; looking for them asks the hub.
+            # Embeddings, if any, are in the merged weights; looking for them would ask the hub.
             get_peft_model_state_dict(adapted, save_embedding_layers=False)
         )
         merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
@@ -91,14 +91,14 @@ def _with_own_tokenizer(processor: Any, model: nn.Module, config: ModelConfig) -
 
 
 def _embedding_sizes(model: nn.Module, config: ModelConfig) -> set[int]:
-    """Return how many tokens the embedding and the head have that an adapter brings."""
+    """Return the number of tokens in the adapter's own embedding and head."""
     weights = _file(config, "adapter_model.safetensors")
     if weights is None:
         return set()
     parts = (model.get_input_embeddings(), output_head(model))  # type: ignore[operator]
     places = {name for name, module in model.named_modules() if module in parts}
     with safe_open(weights, framework="pt") as tensors:
-        # Tied ones may be named by either.
+        # Tied weights may have either name.
         return {
             tensors.get_slice(name).get_shape()[0]
             for name in tensors.keys()  # noqa: SIM118

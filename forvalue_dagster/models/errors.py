@@ -1,4 +1,4 @@
-"""What goes wrong when a model is loaded or warmed up."""
+"""Errors of loading or warming up a model."""
 
 
 class ModelLoadError(RuntimeError):

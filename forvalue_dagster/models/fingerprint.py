@@ -1,4 +1,4 @@
-"""Hashes of what is loaded: weights and tokenizer, by content and not by name."""
+"""Hashes of a loaded model: weights and tokenizer, by content and not by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LENGTH = 16
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """Short hashes.
+    """Short hashes of a loaded model.
 
     Attributes:
         weights: hash of every parameter and buffer, adapters merged.
@@ -49,7 +49,7 @@ def _short(text: str) -> str:
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, dtypes, shapes and bytes; the order of the names decides nothing."""
+    """Hash names, dtypes, shapes and bytes, whatever the order of the names."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Load a model, of language or of language and images, whose unembedding can be trusted."""
+"""Load a language model or vision-language model, and verify its unembedding."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class LoadedModel:
         tokenizer: its tokenizer.
         unembedding: W, b and f, verified against the model's own logits.
         max_length: the window, in tokens.
-        chat_template: what the configuration asked for: the text of a template, or "plain".
-        template_date: the day that a template writes which asks for today's.
+        chat_template: the configured template: its text, or "plain"; None for the tokenizer's.
+        template_date: date (ISO) for a template that asks for today's date.
         adapter: hash of the adapter that was merged into the model, or None.
         processor: processor of images and text, for a vision-language model.
     """
@@ -58,7 +58,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the unembedding lies, and the pass with it."""
+        """The device of the unembedding, where the pass runs."""
         return self.unembedding.weight.device
 
     @cached_property
@@ -69,7 +69,7 @@ class LoadedModel:
     def encoder(
         self, tokens: Literal["response", "all"], remembered_images: int = 0
     ) -> ConversationEncoder:
-        """Return what turns canonical rows into the model's input (`data.chat`, `data.vision`)."""
+        """Return the encoder of canonical rows for this model (`data.chat`, `data.vision`)."""
         known = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         vocabulary = min(known, self.unembedding.vocabulary_size)
         encoding = Encoding(
@@ -128,7 +128,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     spread = config.device == SPREAD
     device = _device("auto" if spread else config.device)
     if config.quantization == "int4" and device.type == "cpu":
-        # bitsandbytes 0.50.2 loads it, and the embedded model's NLL is then worse than a guess.
+        # With bitsandbytes 0.50.2 it loads, but the embedded model is then worse than a guess.
         raise ModelLoadError(
             "quantization is 'int4' on the CPU, where its output was found wrong; expected a GPU. "
             "Use 'int8' or 'none'."
@@ -161,7 +161,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
 
 
 def _reads_images(config: Any) -> bool:
-    # Some families have a text-only class as well; what was saved with images is used with them.
+    # Some families also have a text-only class; a model saved with images is used with them.
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
@@ -188,7 +188,7 @@ def prepare_model(
         max_length: window in tokens; by default the model's own, at most 4,096.
         chat_template: a Jinja template, the path of one, the name of one of the tokenizer's, or
             "plain"; by default the tokenizer's.
-        template_date: the day (ISO) that a template writes which asks for today's date.
+        template_date: date (ISO) for a template that asks for today's date.
 
     Raises:
         ModelLoadError: if the template is unknown or broken, or the window longer than the model's.
@@ -228,10 +228,10 @@ def resolve_template(processor: Any, asked: str | None, day: str = TEMPLATE_DATE
     tokenizer = getattr(processor, "tokenizer", processor)
     own = getattr(processor, "chat_template", None) or tokenizer.chat_template
     if asked is None and own is None:
-        # Said when rows are to be encoded: a model may be loaded for something else.
+        # The error comes when rows are encoded: a model may be loaded for something else.
         return None
     try:
-        # A window of any length: nothing is encoded.
+        # The window may have any length: nothing is encoded.
         make_encoder(
             processor, Encoding(chat_template=asked, template_date=day)
         ).refuse_broken_template()
@@ -246,7 +246,7 @@ def window_of(model: nn.Module, max_length: int | None) -> int:
     """Return the window in tokens: the one asked for, or the model's own, at most 4,096.
 
     Raises:
-        ModelLoadError: if more is asked for than the model has.
+        ModelLoadError: if it is longer than the model's own.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     own = getattr(config, "max_position_embeddings", None) or LONGEST_DEFAULT_WINDOW

@@ -1,4 +1,4 @@
-"""Train an adapter with peft and transformers' own loop."""
+"""Train an adapter with peft and the training loop of transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_adapter(model: Any, warm_up: WarmUp) -> Any:
         target_modules="all-linear",  # all but the head
     )
     adapted = get_peft_model(model, lora)
-    # Left to itself, peft asks the hub about the vocabulary whenever it saves.
+    # By default peft asks the hub about the vocabulary whenever it saves.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
@@ -50,15 +50,15 @@ def train_on(
     checkpoints: Path,
     log: Callable[[str], object],
 ) -> None:
-    """Train an adapter; goes on from the last checkpoint if there is one.
+    """Train an adapter; continues from the last checkpoint if there is one.
 
     Args:
-        model: with the adapter.
-        rows: encoded, of one encoder.
-        row_aligned: as of the encoder.
+        model: the model with the adapter.
+        rows: encoded rows of one encoder.
+        row_aligned: the encoder's `row_aligned`.
         warm_up: the training options.
         checkpoints: folder of checkpoints.
-        log: told of the loss.
+        log: logger for the loss.
 
     Raises:
         WarmUpError: if the loss or the adapter is not finite.
@@ -86,13 +86,13 @@ def train_on(
     if started := _last_whole(checkpoints):
         log(f"Going on from {Path(started).name}.")
     trainer.train(resume_from_checkpoint=started)
-    # The last steps may go by unlogged.
+    # The last steps may not be logged.
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
         raise WarmUpError(f"The adapter is not finite after the last step; {_ADVICE}")
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """Return the newest checkpoint, removing any that a kill left half written."""
+    """Return the newest checkpoint; remove any that a killed process left half written."""
     while newest := get_last_checkpoint(str(checkpoints)):
         try:
             json.loads((Path(newest) / "trainer_state.json").read_text())  # written last
@@ -103,7 +103,7 @@ def _last_whole(checkpoints: Path) -> str | None:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Passes the loss on, and stops where it is not finite."""
+    """Logs the loss, and stops if it is not finite."""
 
     def __init__(self, log: Callable[[str], object]) -> None:
         self._log = log
@@ -118,10 +118,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _collate(rows: Sequence[EncodedRow], row_aligned: Collection[str]) -> dict[str, Tensor]:
-    """Pad on the right, and label what is scored."""
+    """Pad on the right, and label the scored tokens."""
     batch = pad(rows, range(len(rows)), row_aligned)
     labels = np.full(batch.input_ids.shape, _IGNORED)
-    # The mask marks the position that predicts; transformers' losses shift the labels themselves.
+    # The mask marks the predicting position; transformers' losses shift the labels themselves.
     scored = batch.mask[:, :-1]
     labels[:, 1:][scored] = batch.input_ids[:, 1:][scored]
     arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

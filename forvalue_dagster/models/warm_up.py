@@ -1,6 +1,6 @@
 """A LoRA adapter trained on rows; resumable, seeded, offline.
 
-What loads torch is imported when the adapter is trained (`training_loop.py`).
+Modules that load torch are imported when the adapter is trained (`training_loop.py`).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def train_adapter(
 ) -> tuple[Path, list[int]]:
     """Train an adapter on canonical rows, with the loss on the tokens that valuation scores.
 
-    A killed training goes on from its last checkpoint in `folder`; a finished one is returned at
-    once. The head and the embeddings are not trained.
+    A killed training continues from its last checkpoint in `folder`; a finished one is returned
+    at once. The head and the embeddings are not trained.
 
     Args:
         config: the base model, without an adapter.
         rows: canonical rows.
         tokens: train on "response" or "all" tokens.
         warm_up: the training options.
-        folder: for checkpoints and the adapter; one folder for one configuration and set of rows.
-        log: told of the loss.
+        folder: folder of checkpoints and adapter; each configuration and set of rows needs its own.
+        log: logger for the loss.
 
     Returns:
         The folder of the adapter (adapter_config.json, adapter_model.safetensors), and the

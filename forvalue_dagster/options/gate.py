@@ -1,4 +1,4 @@
-"""What stops a shard."""
+"""The gate's rules: what blocks a shard."""
 
 from __future__ import annotations
 

@@ -72,9 +72,9 @@ class ValuationSettings(Options):
     batch_tokens: _Auto = Field(
         default=None,
         ge=1,
-        description="Tokens in a batch, padding included. Changes speed and memory, and scores only "
-        "by rounding. By default ('auto'), what a GPU's free memory holds, up to 16,384; 2,048 on "
-        "a CPU.",
+        description="Tokens in a batch, padding included. Changes speed and memory, and scores "
+        "only by rounding. By default ('auto'), what a GPU's free memory holds, up to 16,384; "
+        "2,048 on a CPU.",
     )
     batch_image_mb: float = Field(
         default=128.0,
@@ -103,8 +103,8 @@ class ValuationSettings(Options):
     memory_limit_gb: float | None = Field(
         default=None,
         gt=0,
-        description="Memory limit in 10⁹ bytes, of the process on a CPU, of torch on a GPU. Batches "
-        "that need more are halved and tried again, as when memory runs out.",
+        description="Memory limit in 10⁹ bytes, of the process on a CPU, of torch on a GPU. "
+        "Batches that need more are halved and tried again, as when memory runs out.",
     )
 
     @property

@@ -1,1 +1,1 @@
-"""Where tables and tensors lie: atomic I/O managers over a local folder or object storage."""
+"""Storage of tables and tensors: atomic I/O managers on a local folder or object storage."""

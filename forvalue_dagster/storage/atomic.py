@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Write files atomically: a file is whole or absent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS_TO_ABANDON = 24 * 60 * 60
 
 
 def is_abandoned(path: UPath) -> bool:
-    """Whether `path` is what a killed process was writing, a day ago or earlier."""
+    """Whether `path` is a half-written file of a process that was killed a day ago or earlier."""
     if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
         return False
     return time.time() - float(path.stat().st_mtime) > _SECONDS_TO_ABANDON
@@ -29,15 +29,17 @@ def is_abandoned(path: UPath) -> bool:
 def atomic_write(path: UPath) -> Iterator[IO[bytes]]:
     """Open a binary stream whose content appears at `path` when the block ends, or not at all.
 
-    It can be read and written anywhere. Locally it is a hidden sibling that then takes the name,
-    replacing what had it. For an object store it is a temporary file that is then uploaded: the
-    store shows an object only when its upload is complete.
+    The stream can be read and written at any position. Locally it is a hidden file in the same
+    folder that is then renamed, replacing any file of that name. For an object store it is a
+    temporary file that is then uploaded: the store shows an object only when its upload is
+    complete.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file; its folder is made if needed.
 
     Raises:
-        OSError: if it cannot be written; PermissionError or FileNotFoundError where that is why.
+        OSError: if it cannot be written (PermissionError or FileNotFoundError if that is the
+            reason).
     """
     if path.protocol not in ("", "file", "local"):
         with TemporaryFile() as local:

@@ -1,4 +1,4 @@
-"""The feature tables of all shards, asked by sample id."""
+"""The feature tables of all shards, looked up by sample id."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class FeatureStore:
-    """Finished feature tables in one folder, a file each shard.
+    """Finished feature tables in one folder, one file for each shard.
 
-    A file that cannot be read, or has gone, knows nothing: its rows pass through the model again.
+    A file that cannot be read, or was removed, is ignored: its rows pass through the model again.
 
     Attributes:
         storage: the storage that holds the folder.
         folder: folder of the tables.
-        wanted: sample ids that will be asked for; None keeps an index of all.
+        wanted: sample ids that will be looked up; None keeps an index of all.
     """
 
     storage: Storage
@@ -38,9 +38,9 @@ class FeatureStore:
     _indexes: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def lines(self, mark: str, sample_ids: pl.Series) -> Iterator[pl.DataFrame]:
-        """Yield lines with this fingerprint, no sample id twice, a row group in memory at a time.
+        """Yield rows with this fingerprint, no sample id twice, a row group in memory at a time.
 
-        Files that know most of the ids are read first.
+        Files that have most of the ids are read first.
         """
         hits = self._index(mark).filter(pl.col("sample_id").is_in(sample_ids.implode()))
         taken: set[str] = set()
@@ -54,12 +54,12 @@ class FeatureStore:
                 yield lines
 
     def known(self, mark: str, sample_ids: pl.Series) -> pl.Series:
-        """Return which sample ids have lines with this fingerprint."""
+        """Return which sample ids have rows with this fingerprint."""
         ids = self._index(mark)["sample_id"]
         return sample_ids.filter(sample_ids.is_in(ids.implode()))
 
     def refresh(self, path: UPath) -> None:
-        """Take notice of a table that was written."""
+        """Read the index of a newly written table."""
         for mark, index in self._indexes.items():
             others = index.filter(pl.col("file") != path.name)
             self._indexes[mark] = pl.concat([others, self._keys([path], mark)])
@@ -71,7 +71,7 @@ class FeatureStore:
         return self._indexes[mark]
 
     def _keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
-        """Return sample_id and file of every line that serves again."""
+        """Return sample_id and file of every row that can be reused."""
         nothing = pl.DataFrame(schema={"sample_id": pl.String, "file": pl.String})
         if not paths:
             return nothing
@@ -87,7 +87,7 @@ class FeatureStore:
             return pl.concat(found)
 
     def _scan_keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
-        # Not held against their seals: a wrong key finds nothing in the file that `_read` checks.
+        # Seals are not checked here: a wrong key finds nothing in the file, which `_read` checks.
         files = scan_table(self.storage, *paths, named=True, checked=True)
         keys = files.filter(lines_to_reuse(mark))
         if self.wanted is not None:

@@ -1,4 +1,4 @@
-"""Reading the file of the materialisation in force, and no other that lies under its name."""
+"""Read the file of the latest materialisation, and no other file under its name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from upath import UPath
 
 from forvalue_dagster.storage.seal import DamagedFileError
 
-# Metadata of a materialisation: the SHA-256 of its file.
+# Metadata key of a materialisation: the SHA-256 of its file.
 FILE_DIGEST = "sha256"
-# What another run has just written is not in the event log for a moment.
+# A file that another run has just written is not in the event log for a moment.
 _LOOKS, _SECONDS_BETWEEN = 3, 0.5
 
 
 class ReadsInForce(dg.UPathIOManager):
-    """Holds each file that it loads against its seal, and against the digest in the event log."""
+    """An I/O manager that checks each file it loads: by its seal, and by the event log's digest."""
 
     def checked_digest(self, path: UPath) -> str:
         """Return a file's SHA-256; DamagedFileError if it is not what its seal says."""
@@ -39,14 +39,14 @@ class ReadsInForce(dg.UPathIOManager):
         return super()._load_partition_from_path(context, partition_key, path, backcompat_path)
 
     def _check(self, context: dg.InputContext, partition: str | None, path: UPath) -> None:
-        with suppress(FileNotFoundError):  # Dagster knows which may be missing
+        with suppress(FileNotFoundError):  # Dagster knows which files may be missing
             check_in_force(self, context, partition, path)
 
 
 def check_in_force(
     manager: ReadsInForce, context: dg.InputContext, partition: str | None, path: UPath
 ) -> None:
-    """Refuse a file that is damaged, or not the one that the event log says is in force.
+    """Check that a file is undamaged, and that of the latest materialisation in the event log.
 
     Args:
         manager: the I/O manager for files of this kind.
@@ -55,7 +55,7 @@ def check_in_force(
         path: the file.
 
     Raises:
-        DamagedFileError: if it is not what was written, or not what was recorded.
+        DamagedFileError: if it differs from what was written or recorded.
     """
     for look in range(_LOOKS):
         digest = manager.checked_digest(path)

@@ -1,4 +1,4 @@
-"""Options that may also stand in a component's YAML file."""
+"""Options that can also be set in a component's YAML file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pydantic import BaseModel
 
 
 class InYaml(dg.Resolvable):
-    """Beside a pydantic class: its fields, as they are described and bounded, may stand in YAML."""
+    """A base class, used with a pydantic class, that lets its fields be set in YAML."""
 
     @classmethod
     def model(cls) -> type[BaseModel]:
-        """Return what YAML is validated by.
+        """Return the pydantic model that validates the YAML.
 
-        Dagster derives it, with a template (a string) as an alternative in each field; but it loses
-        descriptions of fields with defaults, and keeps bounds around both alternatives, so that a
-        template is compared with a number. The field's own type has the bounds as well.
+        Dagster derives it, with a template (a string) as an alternative in each field. But it
+        loses descriptions of fields with defaults, and applies bounds to both alternatives, so
+        that a template is compared with a number. The field's own type has the bounds as well.
         """
         model = super().model()
         known: dict[str, Any] = cls.model_fields  # type: ignore[attr-defined]

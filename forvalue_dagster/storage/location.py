@@ -1,4 +1,4 @@
-"""Where the graph's files lie: a local folder, or a prefix of an object store."""
+"""The location of the graph's files: a local folder, or a prefix of an object store."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from forvalue_dagster.storage.in_yaml import InYaml
 class Storage(
     dg.ConfigurableResource["Storage"], InYaml, extra="forbid", hide_input_in_errors=True
 ):
-    """Where the graph's files lie.
+    """The location of the graph's files.
 
-    Under s3:// credentials are found in the ordinary way (environment, profile, role of the
-    machine), unless `s3` brings its own; `s3` also names an endpoint or a region.
+    For s3://, credentials are found in the usual way (environment, profile, role of the machine),
+    unless `s3` has its own; `s3` can also name an endpoint or a region.
     """
 
     base_dir: str = Field(description="Folder or object-store prefix, such as s3://bucket/prefix.")
     s3: S3Resource | None = Field(
         default=None,
-        description="Endpoint, region, profile, retries and, where the ordinary chain of "
-        "credentials does not do, keys (as EnvVar).",
+        description="Endpoint, region, profile and retries of s3://, and keys (as EnvVar) if the "
+        "usual credentials do not work.",
     )
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to universal-pathlib, for other object stores."
+        default_factory=dict, description="Options of universal-pathlib for other object stores."
     )
 
     @field_validator("base_dir")
     @classmethod
     def without_credentials(cls, value: str) -> str:
-        """Refuse an address with a user or a password in it, which paths would show everywhere."""
+        """Check that the address has no user or password, which paths would show everywhere."""
         if shown(value) != value:
             raise ValueError(
                 "base_dir holds a user or a password, which would be shown in errors and in the "
@@ -56,7 +56,7 @@ class Storage(
 
 
 def partition_name(partition: str) -> str:
-    """Return what a partition's files are called: nothing that leads to another folder."""
+    """Return the name of a partition's files, which never leads to another folder."""
     steps = partition.split("/")
     return quote(partition, safe="") if any(s in ("", ".", "..") for s in steps) else partition
 
@@ -64,7 +64,7 @@ def partition_name(partition: str) -> str:
 def s3_options(s3: S3Resource) -> dict[str, Any]:
     """Translate a dagster-aws resource into the options of s3fs.
 
-    Errors of the server and time-outs are tried again with growing pauses, `max_attempts` times.
+    After server errors and time-outs it tries again with growing pauses, `max_attempts` times.
     """
     client = {
         "endpoint_url": s3.endpoint_url,
@@ -85,5 +85,5 @@ def s3_options(s3: S3Resource) -> dict[str, Any]:
 
 
 def shown(address: str) -> str:
-    """Return an address as it may be shown: without a user or a password."""
+    """Return an address to show, without user and password."""
     return re.sub(r"(?<=://)[^/?#]*@", "", address)

@@ -1,4 +1,4 @@
-"""Tables as Parquet: dagster-polars' I/O manager, made atomic and discreet."""
+"""Tables as Parquet: dagster-polars' I/O manager with atomic writes and no text in metadata."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from forvalue_dagster.storage.seal import check_parquet, seal_parquet
 
 @dataclass(frozen=True)
 class StoredTable:
-    """A table that lies where the I/O manager would write it.
+    """A table that is already written where the I/O manager would write it.
 
     Attributes:
         path: path of the file.
@@ -41,12 +41,11 @@ class StoredTable:
 
 
 class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
-    """Reads and writes polars frames below the storage's folder, one file an asset or partition.
+    """Reads and writes polars frames below the storage's folder, one file for each partition.
 
-    A file is replaced whole and carries a seal. What is read is held against its seal, and against
-    the digest that the event log has of the materialisation in force. Metadata shows the schema
-    and the number of rows, and never a sample or a minimum or maximum: training text stays out of
-    the event log.
+    A file is replaced whole and has a seal. When it is read, its seal and the event log's digest
+    of the latest materialisation are checked. Metadata shows the schema and the number of rows,
+    but never a sample, a minimum or a maximum: training text stays out of the event log.
     """
 
     storage: Storage
@@ -60,11 +59,11 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
         context.add_output_metadata({FILE_DIGEST: write_table(path, df)})
 
     def sink_df_to_path(self, context: dg.OutputContext, df: pl.LazyFrame, path: UPath) -> None:
-        """Write a lazy frame without holding it."""
+        """Write a lazy frame without loading all of it."""
         context.add_output_metadata({FILE_DIGEST: write_table(path, df)})
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        """Write a frame, or the parts of a table one row group each; these are then removed."""
+        """Write a frame, or a table's parts as one row group each; the parts are then removed."""
         if isinstance(obj, StoredTable):
             if str(obj.path) != str(path):
                 raise ValueError(
@@ -90,11 +89,11 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
     def get_path_for_partition(
         self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
     ) -> UPath:
-        """Return a partition's path, never outside of the asset's folder."""
+        """Return a partition's path, which is always inside the asset's folder."""
         return super().get_path_for_partition(context, path, partition_name(partition))
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Load an asset or partition; a fan-in is a mapping also of one partition, or of none."""
+        """Load an asset or partition; a fan-in is a mapping, even of one partition or none."""
         wanted = get_origin(context.dagster_type.typing_type)
         if not (wanted and issubclass(wanted, Mapping) and context.has_asset_partitions):
             return super().load_input(context)
@@ -113,7 +112,7 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
         if obj is None:
             return {}
         schema = obj.collect_schema() if isinstance(obj, pl.LazyFrame) else obj.schema
-        assert schema is not None  # a table of parts has at least one
+        assert schema is not None  # a table of parts has at least one part
         descriptions = context.definition_metadata.get("descriptions", {})
         metadata: dict[str, dg.MetadataValue] = {
             "dagster/column_schema": describe_columns(schema, descriptions)
@@ -128,7 +127,7 @@ class ParquetIOManager(ReadsInForce, PolarsParquetIOManager):
 
 
 def file_path(storage: Storage, key: dg.AssetKey, suffix: str) -> UPath:
-    """Return where a file of an asset without partitions lies."""
+    """Return the path of a file of an asset without partitions."""
     path: UPath = storage.path(*key.path[:-1], f"{key.path[-1]}{suffix}")
     return path
 
@@ -142,7 +141,7 @@ def store_table(path: UPath, table: pl.LazyFrame) -> StoredTable:
 
 
 def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
-    """Return where the I/O manager keeps a partition of a table."""
+    """Return the I/O manager's path of a partition of a table."""
     path: UPath = storage.path(*key.path, f"{partition_name(partition)}.parquet")
     return path
 
@@ -150,16 +149,16 @@ def table_path(storage: Storage, key: dg.AssetKey, partition: str) -> UPath:
 def scan_table(
     storage: Storage, *paths: UPath, named: bool = False, checked: bool = False
 ) -> pl.LazyFrame:
-    """Scan Parquet files of ours; under s3:// polars reads the ranges that it needs by itself.
+    """Scan our Parquet files; for s3://, polars reads only the ranges that it needs.
 
     Args:
         storage: the storage that holds them.
         paths: paths of the files.
-        named: whether a column `file` shall tell which file a line comes from.
-        checked: whether they were held against their seals already.
+        named: whether to add a column `file` with the file of each row.
+        checked: whether their seals were checked already.
 
     Raises:
-        DamagedFileError: if a file is not what was written.
+        DamagedFileError: if a file differs from what was written.
     """
     if not checked:
         for path in paths:
@@ -172,7 +171,7 @@ def scan_table(
         provider = pl.CredentialProviderAWS(profile_name=storage.s3.profile_name)
     return pl.scan_parquet(
         [str(path) for path in paths],
-        glob=False,  # a name is a name, also with [ or *
+        glob=False,  # [ or * in a name have no meaning
         hive_partitioning=False,
         storage_options=options or None,
         credential_provider=provider,
@@ -182,12 +181,12 @@ def scan_table(
 
 @contextmanager
 def unchanged(*paths: UPath) -> Iterator[None]:
-    """Refuse what was read of files inside the block if one was replaced meanwhile.
+    """Check that no file was replaced while it was read inside the block.
 
-    A scan makes several requests: under s3:// it could mix two states of an object.
+    A scan makes several requests: for s3:// it could mix two states of an object.
 
     Raises:
-        OSError: naming the file.
+        OSError: if one was replaced; the message names the file.
     """
     before = _states(paths)
     yield
@@ -199,7 +198,7 @@ def unchanged(*paths: UPath) -> Iterator[None]:
 
 def _states(paths: Sequence[UPath]) -> dict[UPath, object]:
     if len(paths) > 1 and paths[0].protocol == "s3":
-        # One listing, not a request for each.
+        # One listing, not a request for each file.
         listed: dict[str, object] = {}
         for folder in {path.parent for path in paths}:
             found = folder.fs.ls(folder.path, detail=True, refresh=True)
@@ -217,7 +216,7 @@ def _state(path: UPath) -> object:
 def write_table(path: UPath, table: pl.DataFrame | pl.LazyFrame | StoredParts) -> str:
     """Replace a Parquet file whole, and return its SHA-256.
 
-    A lazy frame is written without being held; parts become a row group each, and are then
+    A lazy frame is written without loading all of it; parts become a row group each, and are then
     removed.
     """
     with atomic_write(path) as stream:
@@ -236,7 +235,7 @@ def write_table(path: UPath, table: pl.DataFrame | pl.LazyFrame | StoredParts) -
 def describe_columns(
     schema: Mapping[str, pl.DataType], descriptions: Mapping[str, str]
 ) -> dg.TableSchemaMetadataValue:
-    """Return the columns of a table as metadata; of a name that may be text, its length."""
+    """Return the columns of a table as metadata; a name that may be text is not shown."""
     return dg.MetadataValue.table_schema(
         dg.TableSchema(
             [
@@ -250,7 +249,7 @@ def describe_columns(
 def write_parts(stream: IO[bytes], frames: Iterator[pl.DataFrame]) -> None:
     """Write frames of one schema, at least one, as one file with a row group each.
 
-    The bytes depend on the frames alone, and one of them is held at a time.
+    The bytes depend only on the frames, and one frame is in memory at a time.
     """
     first = _arrow(next(frames))
     with pq.ParquetWriter(stream, first.schema, compression="zstd") as writer:
@@ -260,5 +259,5 @@ def write_parts(stream: IO[bytes], frames: Iterator[pl.DataFrame]) -> None:
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
-    # The oldest layout: readers other than polars may not know string views.
+    # The oldest layout: some other readers do not support string views.
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())

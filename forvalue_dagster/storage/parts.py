@@ -1,4 +1,4 @@
-"""Tables that are made part by part: finished parts outlive a killed process."""
+"""Tables that are made part by part; finished parts survive a killed process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BUDGET = "forvalue_dagster.token_budget"
 class StoredParts:
     """The parts of one table, in a folder of their own until the table is written.
 
-    Every attempt at the table has its own folder, so that two runs at once do not take each
-    other's parts away; what another attempt has finished is copied.
+    Every attempt at the table has its own folder, so that two runs at once do not remove each
+    other's parts; parts that another attempt has finished are copied.
 
     Attributes:
         folder: folder of all attempts.
-        attempt: name of this one: its run.
-        places: shard, row and sample_id of every row that the table is to have; None leaves lines
+        attempt: name of this attempt: its run.
+        places: shard, row and sample_id of every row of the finished table; None leaves rows
             where they are.
         keys: keys of the parts that belong to the table, in order.
         reused: number of parts that an earlier attempt had finished.
@@ -56,7 +56,7 @@ class StoredParts:
             with path.open("rb") as stream:
                 budget = pl.read_parquet_metadata(stream)[_BUDGET]
         except (FileNotFoundError, DamagedFileError):
-            return None  # the other attempt has come to its end; or it is to be made again
+            return None  # the other attempt has ended; or the part must be made again
         if path.parent.name == self.attempt:
             self._count(key, part)
         else:
@@ -65,14 +65,14 @@ class StoredParts:
         return part, budget
 
     def save(self, key: str, part: pl.DataFrame, budget: str) -> None:
-        """Keep a finished part."""
+        """Store a finished part."""
         with atomic_write(self._path(key)) as stream:
             part.write_parquet(stream, compression="zstd", metadata={_BUDGET: budget})
             seal_parquet(stream)
         self._count(key, part)
 
     def frames(self) -> Iterator[pl.DataFrame]:
-        """Read the table's parts again, one at a time, repeated rows laid out."""
+        """Read the table's parts again, one at a time, with repeated rows in all their places."""
         for key in self.keys:
             part = _read(self._path(key))
             yield from [part] if self.places is None else placed(part, self.places)
@@ -83,20 +83,20 @@ class StoredParts:
         self.sweep(lambda attempt: False)
 
     def sweep(self, is_over: Callable[[str], bool]) -> None:
-        """Remove the parts of other attempts that are over, and the folder when it is empty."""
+        """Remove the parts of other attempts that have ended, and the folder when it is empty."""
         if not self.folder.exists():
             return
         for path in list(self.folder.iterdir()):
             if path.name != self.attempt and is_over(path.name):
                 self._remove(path)
         if self.folder.protocol in ("", "file", "local"):
-            # Refused, as it should be, if another attempt has put something there.
+            # This fails, as it should, if another attempt has written something there.
             with suppress(OSError):
                 Path(self.folder.path).rmdir()
 
     @cached_property
     def _finished(self) -> dict[str, UPath]:
-        """Every part of any attempt; this one's before others'."""
+        """The parts of all attempts; this attempt's come before others'."""
         paths = sorted(self.folder.glob("*/*.parquet"), key=str) if self.folder.exists() else []
         paths.sort(key=lambda path: path.parent.name == self.attempt)
         return {path.stem: path for path in paths}

@@ -1,8 +1,8 @@
-"""Seals: what a file of ours hashes to, kept inside the file, and looked at whenever it is read.
+"""Seals: a hash inside each of our files, which is checked whenever the file is read.
 
-A flipped bit in a Parquet file or a safetensors file is mostly read as another number. So each
-file that we write carries the SHA-256 of all its other bytes. It lies inside, and not beside: one
-file is replaced at once, copied whole and costs one request, wherever it lies.
+A flipped bit in a Parquet or safetensors file is mostly read as a different number. So each file
+that we write contains the SHA-256 of all its other bytes. The hash is inside the file and not in a
+second one: one file is replaced at once, copied whole, and costs one request in any storage.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from upath import UPath
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-# In a Parquet file the seal lies before the footer, where no offset of the footer points to.
+# In a Parquet file the seal is before the footer, where no offset of the footer points to.
 _MARK = b"fv-seal1"
 _SEAL = len(_MARK) + sha256().digest_size
 _PARQUET = b"PAR1"
 _TAIL = 4 + len(_PARQUET)  # length of the footer, and the format's name
 _BLOCK = 1 << 20
-# In a safetensors file it begins the one entry of the header's metadata; several entries would come
-# in another order each time.
+# In a safetensors file it begins the only entry of the header's metadata; the order of several
+# entries would vary.
 TENSOR_ENTRY = "forvalue_dagster"
 UNSEALED = "0" * 64
 _IN_HEADER = re.compile(rb'"forvalue_dagster":"([0-9a-f]{64})')
 
 
 class DamagedFileError(OSError):
-    """A file that is not, byte for byte, what was written."""
+    """A file differs from what was written."""
 
 
 def seal_parquet(stream: IO[bytes]) -> str:
-    """Put the seal into a finished Parquet file, and return the SHA-256 of the whole.
+    """Put the seal into a finished Parquet file, and return the SHA-256 of the whole file.
 
     Args:
-        stream: the file, to read and to write.
+        stream: the file, open for reading and writing.
     """
     size = stream.seek(0, 2)
     stream.seek(size - _TAIL)
@@ -56,25 +56,25 @@ def seal_parquet(stream: IO[bytes]) -> str:
 
 
 def check_parquet(path: UPath) -> str:
-    """Return the SHA-256 of a Parquet file of ours.
+    """Check the seal of one of our Parquet files, and return the file's SHA-256.
 
     Raises:
-        DamagedFileError: if it is not what was written.
-        FileNotFoundError: if there is none.
+        DamagedFileError: if it differs from what was written.
+        FileNotFoundError: if there is no such file.
     """
     with path.open("rb") as stream:
         return check_parquet_stream(stream, str(path))
 
 
 def check_parquet_stream(stream: IO[bytes], name: str) -> str:
-    """Return the SHA-256 of a Parquet file of ours that is open.
+    """Check the seal of one of our open Parquet files, and return the file's SHA-256.
 
     Args:
         stream: the file.
         name: name of the file, for an error.
 
     Raises:
-        DamagedFileError: if it is not what was written.
+        DamagedFileError: if it differs from what was written.
     """
     size = stream.seek(0, 2)
     if size < _SEAL + _TAIL:
@@ -104,7 +104,7 @@ def seal_tensors(content: bytes) -> tuple[bytes, str]:
         content: the file, whose `TENSOR_ENTRY` begins with `UNSEALED`.
 
     Returns:
-        The file, and the SHA-256 of the whole.
+        The file, and the SHA-256 of the whole file.
     """
     header = 8 + int.from_bytes(content[:8], "little")
     found = _IN_HEADER.search(content, 8, header)
@@ -115,14 +115,14 @@ def seal_tensors(content: bytes) -> tuple[bytes, str]:
 
 
 def check_tensors(stream: IO[bytes], name: str) -> str:
-    """Return the SHA-256 of a safetensors file of ours.
+    """Check the seal of one of our safetensors files, and return the file's SHA-256.
 
     Args:
         stream: the file.
         name: name of the file, for an error.
 
     Raises:
-        DamagedFileError: if it is not what was written.
+        DamagedFileError: if it differs from what was written.
     """
     size = stream.seek(0, 2)
     stream.seek(0)

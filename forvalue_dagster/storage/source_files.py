@@ -1,4 +1,4 @@
-"""Files that rows come from: where they lie, which state they are in, a copy to read."""
+"""Source files of rows: listing them with their states, and fetching a copy to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from forvalue_dagster.data.images import ImageFolder, local_images
 from forvalue_dagster.data.listing import files_below
 from forvalue_dagster.storage.location import shown
 
-# So many files that are passed over are named in a message.
+# Number of passed-over files that a message names.
 _TOLD = 10
 
 
@@ -30,8 +30,8 @@ class ShardFile:
     """One shard of a source.
 
     Attributes:
-        path: below the source's folder.
-        state: another one whenever the content is another (`SourceFiles.states`).
+        path: path below the source's folder.
+        state: a text that changes with the content (`SourceFiles.states`).
     """
 
     path: str
@@ -40,11 +40,11 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a source holds.
+    """The shards and other files of a source.
 
     Attributes:
         shards: shard → file.
-        passed_over: path → why it is no shard.
+        passed_over: path → why it is not a shard.
     """
 
     shards: dict[str, ShardFile]
@@ -52,30 +52,30 @@ class Survey:
 
     @property
     def state(self) -> str:
-        """One state for all files, another one whenever some content is another."""
+        """One state for all files, which changes with any file's content."""
         return state_of({shard: file.state for shard, file in self.shards.items()})
 
     def __str__(self) -> str:
-        """Say which files are passed over; empty if none is."""
+        """Return a text that names the passed-over files; empty without any."""
         told = [f"{path}: {reason}" for path, reason in sorted(self.passed_over.items())]
         more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         return f"Passed over: {'; '.join(told[:_TOLD])}{more}." if told else ""
 
 
 class SourceFiles(Protocol):
-    """A folder or prefix."""
+    """A folder or prefix with source files."""
 
     def states(self, below: str = "", *, deep: bool = True) -> dict[str, str]:
         """Return path → state of every file, or of those at or below a path.
 
-        A state is cheap to learn, and another one whenever the content is another.
+        A state is quick to find, and changes with the content.
 
         Args:
             below: a file or folder.
             deep: look into all folders (`data.listing.files_below`).
 
         Raises:
-            DataFileError: if there is no such place, or no access to it.
+            DataFileError: if there is no such folder or prefix, or no access to it.
         """
         ...
 
@@ -84,16 +84,16 @@ class SourceFiles(Protocol):
         ...
 
     def leads_out(self, path: str) -> bool:
-        """Whether a path leads out of the place, or nowhere, through a link."""
+        """Whether a path leads out of the folder, or nowhere, through a link."""
         ...
 
     def images(self) -> ImageFolder:
-        """Return the place as a folder of images that rows name by path."""
+        """Return this as a folder of images that rows name by path."""
         ...
 
 
 def remote_images(uri: str) -> ImageFolder:
-    """Return any place that fsspec reads (https://, gs://, …) as a folder of images."""
+    """Return any address that fsspec reads (https://, gs://, …) as a folder of images."""
     root, place = UPath(uri), shown(uri).rstrip("/")
 
     def read(path: str) -> bytes | None:
@@ -102,7 +102,7 @@ def remote_images(uri: str) -> ImageFolder:
         except FileNotFoundError:
             return None
         except Exception as error:
-            # Without its text, which may hold the address with its password.
+            # Without the error's text, which may hold the address with its password.
             raise DataFileError(
                 f"{place} cannot be read: {type(error).__name__}. Expected a server that answers, "
                 "and a right to read."
@@ -120,7 +120,7 @@ def state_of(states: dict[str, str]) -> str:
 
 
 def by_unit(states: dict[str, str], units: set[str]) -> dict[str, dict[str, str]]:
-    """Sort files, path → state, by the file or folder among `units` that they belong to."""
+    """Group files, path → state, by the file or folder in `units` that they belong to."""
     found: dict[str, dict[str, str]] = {unit: {} for unit in units}
     for path, state in states.items():
         steps = path.split("/")
@@ -134,8 +134,8 @@ def by_unit(states: dict[str, str], units: set[str]) -> dict[str, dict[str, str]
 class LocalFiles:
     """A local folder.
 
-    A file's state is its size and time of modification, as seen from the machine that holds it:
-    two states are compared for being the same, never for which is later.
+    A file's state is its size and time of modification on the machine that holds it. Two states
+    are only compared for equality, never for which is later.
     """
 
     root: Path
@@ -202,7 +202,7 @@ class S3Files:
         return cls(bucket, prefix.rstrip("/"), s3 or S3Resource())
 
     def states(self, below: str = "", *, deep: bool = True) -> dict[str, str]:
-        """Return path → state; a listing of a prefix is always deep."""
+        """Return path → state; `deep` has no effect: all files below a prefix are listed."""
         start = self._key(below)
         with self._clear_errors():
             objects = get_objects(self.bucket, start, client=self.s3.get_client())
@@ -261,7 +261,7 @@ class S3Files:
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Say what came of it after boto has tried its number of times."""
+        """Turn boto's errors, after its retries, into clear ones."""
         from boto3.exceptions import S3TransferFailedError
         from botocore.exceptions import BotoCoreError, ClientError
 

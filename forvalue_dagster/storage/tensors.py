@@ -1,4 +1,4 @@
-"""Tensors as safetensors: numbers and plain metadata, nothing that could be executed."""
+"""Tensors as safetensors files: numbers and plain metadata, nothing executable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TensorFile:
 
     Attributes:
         tensors: name → tensor, on any device.
-        metadata: anything JSON can hold.
+        metadata: any JSON value.
     """
 
     tensors: dict[str, Tensor]
@@ -35,7 +35,7 @@ class TensorFile:
 
 
 class TensorIOManager(dg.ConfigurableIOManager, ReadsInForce):
-    """Reads and writes `TensorFile` below the storage's folder, replaced whole."""
+    """Reads and writes `TensorFile` below the storage's folder; a file is replaced whole."""
 
     storage: Storage
     _base_path: UPath = PrivateAttr()
@@ -71,7 +71,7 @@ def write_tensors(path: UPath, obj: TensorFile) -> str:
 
 
 def check_tensor_file(path: UPath) -> str:
-    """Return the SHA-256 of a file of tensors; DamagedFileError if it is not what was written."""
+    """Check the seal of a file of tensors, and return its SHA-256; else DamagedFileError."""
     with path.open("rb") as stream:
         return check_tensors(stream, str(path))
 
@@ -81,10 +81,10 @@ def load_tensors(path: UPath, *, checked: bool = False) -> TensorFile:
 
     Args:
         path: the file.
-        checked: whether its digest has just been computed. A local file is not read again for it.
+        checked: whether its seal has just been checked; a local file is then not read again.
 
     Raises:
-        DamagedFileError: if it is not what was written.
+        DamagedFileError: if it differs from what was written.
     """
     from safetensors import safe_open
     from safetensors.torch import load
