@@ -1,6 +1,6 @@
 """Forward-only data valuation for Dagster: value scores, a filtered dataset, a gate.
 
-The public names, loaded when first used: importing the package loads neither torch nor Dagster.
+Public names are loaded when first used: importing the package loads neither torch nor Dagster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How rows are read, in a terminal: `python -m forvalue_dagster.preview PATH --model MODEL`.
+"""Show how rows are read, in a terminal: `python -m forvalue_dagster.preview PATH --model MODEL`.
 
 Once this module is imported, the package's attribute `preview` is this module and no longer the
-function of that name. So the module can be called as the function.
+function of that name. So the module can be called like the function.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from forvalue_dagster.models.errors import ModelLoadError
 from forvalue_dagster.options.model import EMBEDDED
 
 _COLUMNS = frozenset(field.name for field in fields(Columns))
-# What an entry of LLaMA-Factory's dataset_info.json has, and names of columns never are.
+# Keys in an entry of LLaMA-Factory's dataset_info.json, which are never names of columns.
 _ENTRY = frozenset(
     ("file_name", "formatting", "columns", "tags", "ranking", "hf_hub_url", "ms_hub_url")
 )
 
 
 class _Callable(ModuleType):
-    """A module that is called as the function of its name."""
+    """A module that can be called like the function of its name."""
 
     __call__ = staticmethod(preview)
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print how rows were read, and return the exit status."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may not have every character of the rows.
+        # A terminal may not be able to show every character of the rows.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         columns = None if options.columns is None else _columns(options.columns, options.dataset)
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _columns(given: str, dataset: str | None) -> Columns:
-    """Read the names of columns: a JSON object, or a file of one.
+    """Read the names of columns from a JSON object or a file with one.
 
     Raises:
-        ValueError: if it is neither names of columns nor an entry of a dataset_info.json.
+        ValueError: if it has neither names of columns nor an entry of a dataset_info.json.
     """
     try:
         text = given if given.lstrip().startswith("{") else Path(given).read_text("utf-8-sig")

@@ -30,8 +30,8 @@ class RayWorker:
         address: address of the cluster's dashboard (http://head:8265); RAY_ADDRESS overrides it.
         gpus: GPUs to reserve; the job sees only these. With 0 GPUs and CPUs it runs on the head.
         cpus: CPUs to reserve.
-        environment: variables of the job, which has none of Dagster's.
-        runtime_env: Ray's, for what a node's image lacks: `working_dir`, `pip`, `container`, ...
+        environment: environment variables of the job, which has none of Dagster's.
+        runtime_env: Ray's `runtime_env`, for what a node's image lacks: `working_dir`, `pip`, ...
         client: further arguments of `dagster_ray.PipesRayJobClient`: headers, cookies, verify.
         poll_interval: seconds between looks at the job.
     """

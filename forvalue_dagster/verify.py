@@ -1,8 +1,8 @@
-"""Verify a filtered dataset where there is no Dagster: `python -m forvalue_dagster.verify FILE`.
+"""Verify a filtered dataset without a Dagster instance: `python -m forvalue_dagster.verify FILE`.
 
-In front of any finetuning job, wherever it starts: it exits with 0 only if the file is, byte for
-byte, the one that its certificate names, and the certificate has nothing against it. It loads no
-torch and needs no Dagster instance.
+To be run before any finetuning job, wherever it starts. It exits with 0 only if the file is, byte
+for byte, the one that its certificate names, and the certificate has no objection. It does not
+load torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from forvalue_dagster.storage.atomic import atomic_write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Verify, say what came of it, and return the exit status."""
+    """Verify a file, print the result, and return the exit status."""
     options = _parser().parse_args(arguments)
     path = UPath(options.file)
     try:
@@ -56,18 +56,18 @@ def verify(
     expected: Mapping[str, Any] | None = None,
     copy_to: UPath | None = None,
 ) -> tuple[Manifest, list[str]]:
-    """Return the manifest of a filtered dataset that is certified, and what should be known of it.
+    """Return the manifest of a certified filtered dataset, and warnings about it.
 
     Args:
         path: the dataset, as Parquet or JSON Lines.
-        manifest_path: its manifest; by default the one beside it.
-        signed: whether there must be a signature; with a key in the environment there always must.
+        manifest_path: path of its manifest; by default the one next to it.
+        signed: whether a signature is required; with a key in the environment it always is.
         max_age: oldest age of the certificate to accept.
         expected: setting of the gate or the selection → its value.
-        copy_to: where to write what was verified.
+        copy_to: path for a copy of the verified file.
 
     Raises:
-        CertificateError: saying why it is not certified.
+        CertificateError: if it is not certified; the message says why.
     """
     stored = _stored(manifest_path or path.with_name(f"{path.stem}.manifest.json"))
     said = []
@@ -114,7 +114,7 @@ def _stored(path: UPath) -> dict[str, Any]:
 
 
 def _digests(manifest: Manifest) -> set[str]:
-    """Return the digests of the dataset; what was dropped has digests, too, and is none of it."""
+    """Return the digests of the dataset's files, without those of the dropped rows."""
     name = manifest.dataset.rpartition("/")[2]
     return {
         digest
@@ -161,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="With FORVALUE_SIGNING_KEY in the environment the signature must be the pipeline's.",
     )
     parser.add_argument("file", help="the dataset: a path or URI of .parquet or .jsonl")
-    parser.add_argument("--manifest", help="its manifest; by default the one beside it")
-    parser.add_argument("--signed", action="store_true", help="there must be a signature")
-    parser.add_argument("--max-age", type=float, metavar="HOURS", help="of the certificate")
+    parser.add_argument("--manifest", help="its manifest; by default the one next to it")
+    parser.add_argument("--signed", action="store_true", help="require a signature")
+    parser.add_argument("--max-age", type=float, metavar="HOURS", help="oldest certificate allowed")
     parser.add_argument(
         "--expect",
         type=_setting,
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of the gate or the selection that it must have been made with",
     )
-    parser.add_argument("--copy-to", metavar="FILE", help="write what was verified there")
+    parser.add_argument("--copy-to", metavar="FILE", help="write the verified file there")
     return parser
 
 

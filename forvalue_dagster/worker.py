@@ -1,8 +1,8 @@
 """The feature pass of one shard as a Dagster Pipes process: `python -m forvalue_dagster.worker`.
 
-It may run anywhere that sees the storage: URIs come in, a feature table is written, and logs,
-metadata, data version and the check `feature_rows` go back through Pipes. Started again after a
-crash, it goes on with the parts that are finished. Credentials come from where it runs.
+It can run on any machine that can access the storage. It gets URIs, writes a feature table, and
+sends logs, metadata, data version and the check `feature_rows` back through Pipes. Started again
+after a crash, it continues after the finished parts. Credentials come from its own environment.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from forvalue_dagster.storage.parquet import scan_table, write_table
 
 
 class OwnLine(PipesMessageWriterChannel):
-    """A stream in which each message stands on a line of its own, written at once."""
+    """A channel that writes each message at once and on its own line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write_message(self, message: PipesMessage) -> None:
-        """Write a message, whatever was left open before it."""
+        """Write a message on a new line, even if the last line was not ended."""
         self._stream.write(f"\n{json.dumps(message)}\n")
         self._stream.flush()
 
 
 class OwnLineWriter(PipesDefaultMessageWriter):
-    """Pipes' default writer, except that messages on stdout or stderr have lines of their own.
+    """Pipes' default writer, except that messages on stdout or stderr have their own lines.
 
-    Where both are one log, as a Ray job's are, a message would else end the line that a progress
-    bar left open, and be taken for output.
+    If both are one log, as in a Ray job, a message would otherwise be appended to the line that a
+    progress bar left open, and be read as output.
     """
 
     @contextmanager
@@ -69,11 +69,11 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
     """Write the feature table of a shard.
 
     Args:
-        job: what `orchestration.assets.feature_step.worker_job` wrote down.
+        job: the job from `orchestration.assets.feature_step.worker_job`.
         log: logger for progress.
 
     Returns:
-        Metadata, the data version, and whether every row has one line.
+        Metadata, the data version, and whether every row is in the table once.
     """
     endpoint = job["storage"].pop("s3")
     storage = Storage(**job["storage"], s3=S3Resource(**endpoint) if endpoint else None)
@@ -93,13 +93,13 @@ def compute(job: Mapping[str, Any], log: logging.Logger) -> tuple[dict[str, Any]
 
 
 def main() -> None:
-    """Run what the orchestrating process asks for."""
+    """Run the job that the orchestrating process sends."""
     with open_dagster_pipes(message_writer=OwnLineWriter()) as pipes:
         report(pipes)
 
 
 def report(pipes: PipesContext) -> None:
-    """Compute, and send back what came of it."""
+    """Compute the features, and send back the results."""
     figures, data_version, complete = compute(dict(pipes.extras), pipes.log)
     pipes.report_asset_materialization(metadata=figures, data_version=data_version)
     rows = figures["dagster/partition_row_count"]

@@ -1,4 +1,4 @@
-"""The Dagster side: resources, assets, checks, jobs and sensors, and what assembles them."""
+"""The Dagster side: resources, assets, checks, jobs, sensors, and the calls that assemble them."""
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 

@@ -1,4 +1,4 @@
-"""The graph as a component: `valuation_definitions`, its options in a YAML file."""
+"""The graph as a component: `valuation_definitions` with its options in a YAML file."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotations of components.
 
@@ -29,10 +29,10 @@ from forvalue_dagster.storage.location import Storage
 
 
 def _yaml_of(options: type[Options]) -> dg.Resolver:
-    """Read options from YAML; what is not plain there comes by a template."""
+    """Read options from YAML; values that YAML cannot hold come from templates."""
     known: dict[str, Any] = {}
     for name, field in options.model_fields.items():
-        # Objects of Dagster and functions: only as a template that stands for one.
+        # Dagster objects and functions: only as a template that evaluates to one.
         objects = name in ("retry_policy", "worker", "notify", "webhook")
         bounded: Any = Annotated[(field.annotation, name, *field.metadata)]
         kind = str if objects else bounded | str
@@ -57,13 +57,13 @@ def _partitions(context: dg.ResolutionContext, given: Any) -> Any:
 class ForValueComponent(dg.Component, InYaml, dg.Model):
     """Values finetuning rows by For-Value, filters them, and blocks noisy shards.
 
-    The options are those of `forvalue_dagster.valuation_definitions`. Relative paths begin at the
+    The options are those of `forvalue_dagster.valuation_definitions`. Relative paths start at the
     project's root.
     """
 
     training_rows: Annotated[
         RowSource | UpstreamRows,
-        Field(description="Rows to value: files, a shard each (path), or an asset (asset)."),
+        Field(description="Rows to value: files, one shard each (path), or an asset (asset)."),
     ]
     validation_rows: Annotated[RowSource, Field(description="Trusted rows.")]
     storage: Annotated[Storage, Field(description="Where tables and tensors are written.")]
@@ -81,32 +81,32 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
     ] = []  # noqa: RUF012 (pydantic copies it)
     scoring: Annotated[
         Literal["features", "exact"],
-        Field(description="Value stored features, or pass the rows for every validation set."),
+        Field(description="Score from stored features, or pass rows again for a validation set."),
     ] = "features"
     refine: Annotated[
         InstanceOf[Refine] | None,
         _yaml_of(Refine),
-        Field(description="Compute rows near the selection's boundary exactly."),
+        Field(description="Compute values near the selection's boundary exactly."),
     ] = None
     attribution: Annotated[
         InstanceOf[Attribution] | None,
         _yaml_of(Attribution),
-        Field(description="Name the strongest pairs of training and validation rows."),
+        Field(description="Find the strongest pairs of training and validation rows."),
     ] = None
     warm_up: Annotated[
         InstanceOf[WarmUp] | None,
         _yaml_of(WarmUp),
-        Field(description="Train a LoRA adapter before anything is valued."),
+        Field(description="Train a LoRA adapter before rows are valued."),
     ] = None
     upstream_shards: Annotated[
         Any,  # a PartitionsDefinition, which pydantic does not know, or None
         dg.Resolver(_partitions, model_field_type=list[str] | str | None),
-        Field(description="Partitions of the asset that yields the rows."),
+        Field(description="Partitions of the asset with the training rows."),
     ] = None
     automation: Annotated[
         InstanceOf[Automation] | None,
         _yaml_of(Automation),
-        Field(description="When the graph looks for changes; running: false switches it off."),
+        Field(description="When to look for changes; running: false switches automation off."),
     ] = None
     compute: Annotated[
         InstanceOf[Compute] | None,
@@ -116,17 +116,17 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
     alerts: Annotated[
         InstanceOf[Alerts] | None,
         _yaml_of(Alerts),
-        Field(description="Who is told of blocked shards, warnings, stale data and overrides."),
+        Field(description="Alerts about blocked shards, warnings, stale data and overrides."),
     ] = None
     key_prefix: Annotated[
         list[str],
-        Field(description="Before every asset key; two instances in a project need two."),
+        Field(description="Prefix of every asset key; two instances in a project need two."),
     ] = []  # noqa: RUF012
     group_name: Annotated[str, Field(description="Group in the UI.")] = "forvalue"
     translation: Annotated[
         TranslationFn[str] | None,
         TranslationFnResolver[str](lambda name: {"name": name}),
-        Field(description="Key and attributes of every asset; {{ name }} is its name here."),
+        Field(description="Key and attributes of each asset; {{ name }} is the asset's own name."),
     ] = None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
@@ -135,7 +135,7 @@ class ForValueComponent(dg.Component, InYaml, dg.Model):
         return valuation_definitions(**_from_root(options, Path(context.project_root)))
 
 
-# The options that name files, by the option that they belong to.
+# The options that are paths, by the option that they belong to.
 _PATHS: Mapping[str, Sequence[str]] = {
     "training_rows": ("path", "image_root"),
     "validation_rows": ("path", "image_root"),
@@ -144,7 +144,7 @@ _PATHS: Mapping[str, Sequence[str]] = {
 
 
 def _from_root(options: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Let relative paths begin at the project's root, wherever the process was started."""
+    """Make relative paths start at the project's root, wherever the process was started."""
 
     def at(path: Any) -> Any:
         if not isinstance(path, str) or "://" in path:

@@ -1,4 +1,4 @@
-"""One call that assembles the whole graph."""
+"""`valuation_definitions`, the call that assembles the whole graph."""
 
 from __future__ import annotations
 
@@ -71,36 +71,34 @@ def valuation_definitions(
     """Build assets, checks, jobs, sensors and resources that value and filter finetuning data.
 
     Args:
-        training_rows: the folder or prefix whose files are the shards, or the asset that yields
-            the rows.
+        training_rows: the folder or prefix whose files are the shards, or the asset with the rows.
         validation_rows: the trusted rows.
-        storage: where tables and tensors are written.
-        valuation: the model, and how rows are valued.
+        storage: location of tables and tensors.
+        valuation: the model and the valuation options.
         selection: the selection policy.
-        gate: what blocks a shard.
+        gate: the gate policy: what blocks a shard.
         warnings: thresholds of the checks that warn.
-        suites: suites of Great Expectations that raw and validation rows are held to, beside the
-            default one: JSON files, or objects.
+        suites: further suites of Great Expectations for raw and validation rows, in addition to
+            the default one: JSON files, or objects.
         scoring: "features" values each row from its stored features, without the model; "exact"
             passes the rows through the model for every validation set.
-        refine: compute the rows near the selection's boundary exactly; needs "features".
-        attribution: add assets that name, for each validation row, the training rows that help
-            and hurt it most, and the reverse.
-        warm_up: train a LoRA adapter on the rows before anything is valued.
-        upstream_shards: partitions of the asset that yields the rows, if it has any.
-        automation: when the graph looks for changes, and how many shards it takes at a time.
-        compute: where the steps run that load the model.
-        alerts: who is told of blocked shards, warnings, stale datasets and overrides.
-        key_prefix: put before every asset key.
+        refine: options to compute values near the selection's boundary exactly; needs "features".
+        attribution: options of additional assets that name, for each validation row, the training
+            rows that help and hurt it most, and the reverse.
+        warm_up: options to train a LoRA adapter on the rows before they are valued.
+        upstream_shards: partitions of the asset with the training rows, if it has any.
+        automation: options for looking for changes: when, and how many shards at a time.
+        compute: pools, tags and workers of the steps that load the model.
+        alerts: receivers of alerts about blocked shards, warnings, stale datasets and overrides.
+        key_prefix: prefix of every asset key.
         group_name: the group in the UI.
-        translation: (spec, the asset's name here) → the spec with the key and attributes that the
-            asset shall have.
+        translation: function of (spec, the asset's own name) that returns the spec with the key
+            and attributes to use.
 
     Returns:
         Definitions with the jobs `forvalue_profile` (validation rows, after a warm-up the
         model), `forvalue_shard` (one shard, to its scores and checks), `forvalue_filter` (the
-        dataset), `forvalue_retention` (what nobody reads any more) and `forvalue_estimate` (a dry
-        run).
+        dataset), `forvalue_retention` (unused files) and `forvalue_estimate` (a dry run).
 
     Raises:
         ValueError: if the options contradict each other.

@@ -1,4 +1,4 @@
-"""What the graph's pieces are called, how they are partitioned, which version they are."""
+"""Names, partitions and code versions of the graph's assets, jobs and sensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, get_type_hints
 
 import dagster as dg
 
-# Raised when the meaning of a stored table changes: it is then made again.
+# Increased when the meaning of a stored table changes: it is then made again.
 CODE_VERSION = "6"
-# Files outside Dagster, of which sensors report what changed.
+# Files outside Dagster, whose changes sensors report.
 TRAINING_FILES, TRAINING_SHARDS = "training_files", "training_shards"
 VALIDATION_FILES, MODEL_FILES = "validation_files", "model_files"
 # The blocking checks of a shard.
@@ -22,7 +22,7 @@ ROW_EXPECTATIONS = "row_expectations"
 ROW_CONSERVATION = "row_conservation"
 LEAKAGE = "validation_leakage"
 NOISE_FRACTION = "noise_fraction"
-# Asset → its blocking checks, the noise gate aside: that is judged anew from the stored scores.
+# Asset → its blocking checks, except the noise gate, which is computed again from stored scores.
 BLOCKING_CHECKS = {
     "raw_finetuning_data": (ROW_EXPECTATIONS,),
     "value_scores": (ROW_CONSERVATION, LEAKAGE),
@@ -33,9 +33,9 @@ BLOCKING = frozenset(
 
 
 def code_version(*settings: object) -> str:
-    """Return the code version of an asset whose content depends on settings, too.
+    """Return the code version of an asset whose content also depends on settings.
 
-    Dagster sees only code versions: so a changed setting makes again what rests on it.
+    Dagster compares only code versions: so a changed setting rebuilds whatever depends on it.
     """
     plain = json.dumps(settings, sort_keys=True, default=str)
     return f"{CODE_VERSION}-{sha256(plain.encode()).hexdigest()[:8]}"
@@ -44,7 +44,7 @@ def code_version(*settings: object) -> str:
 def resolved(
     resource: dg.ConfigurableResource[Any], *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return a resource's settings as plain values, environment variables looked up."""
+    """Return a resource's settings as plain values, with environment variables looked up."""
     settings = {name: getattr(resource, name) for name in type(resource).model_fields}
     return {
         name: value.get_value() if isinstance(value, dg.EnvVar) else value
@@ -57,11 +57,11 @@ def overrides(
     defined: Mapping[str, dg.ConfigurableResource[Any]],
     in_run: Mapping[str, dg.ConfigurableResource[Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Return setting → "definition" and "run", of those that a run's configuration changed.
+    """Return setting → its values in "definition" and "run", for settings that the run changed.
 
     Args:
-        defined: name → resource as the definition has it.
-        in_run: name → resource as the run has it.
+        defined: name → resource in the definition.
+        in_run: name → resource in the run.
     """
     changed: dict[str, dict[str, Any]] = {}
     for name, resource in in_run.items():
@@ -73,9 +73,9 @@ def overrides(
     return changed
 
 
-# (spec, the asset's name in this graph) → the spec as the user wants it.
+# (spec, the asset's name in this graph) → the spec with the user's changes.
 Translation = Callable[[dg.AssetSpec, str], dg.AssetSpec]
-# Every asset that any graph of ours has.
+# Every asset that a graph can have.
 ASSETS = (
     *(TRAINING_FILES, TRAINING_SHARDS, VALIDATION_FILES, MODEL_FILES),
     *("raw_finetuning_data", "validation_data", "valuation_model", "validation_profile"),
@@ -89,10 +89,10 @@ class Naming:
     """Names of one instance of the graph; two instances differ in the prefix.
 
     Attributes:
-        prefix: put before every asset key; also names jobs, sensors and partitions.
+        prefix: prefix of every asset key, and of names of jobs, sensors and partitions.
         group: the group in the UI.
-        upstream_shards: partitions of the asset that yields the rows; None if they are files.
-        translation: what the user makes of an asset's key and attributes; None leaves them.
+        upstream_shards: partitions of the asset with the rows; None if the rows are in files.
+        translation: function that changes an asset's key and attributes; None leaves them.
     """
 
     prefix: Sequence[str] = ()
@@ -112,7 +112,7 @@ class Naming:
         return shards.name if isinstance(shards, dg.DynamicPartitionsDefinition) else None
 
     def registered(self, instance: dg.DagsterInstance) -> list[str]:
-        """Return the shards that there are."""
+        """Return the registered shards."""
         return list(self.shards.get_partition_keys(dynamic_partitions_store=instance))
 
     def key(self, name: str) -> dg.AssetKey:
@@ -121,7 +121,7 @@ class Naming:
         return spec.key if self.translation is None else self.translation(spec, name).key
 
     def translated(self, definitions: dg.Definitions, names: Sequence[str]) -> dg.Definitions:
-        """Give the assets the attributes that the user's translation gives them."""
+        """Apply the user's translation to the assets."""
         if self.translation is None:
             return definitions
         known = {self.key(name): name for name in names}
@@ -135,13 +135,13 @@ class Naming:
 
     @property
     def files(self) -> dg.AssetSelection:
-        """What lies outside Dagster; a sensor may never have reported it."""
+        """The files outside Dagster; a sensor may never have reported them."""
         names = (TRAINING_FILES, TRAINING_SHARDS, VALIDATION_FILES, MODEL_FILES)
         return dg.AssetSelection.assets(*map(self.key, names))
 
     @property
     def shared(self) -> dg.AssetSelection:
-        """What every shard is valued against."""
+        """The assets that every shard is valued with."""
         names = ("validation_data", "validation_profile")
         return dg.AssetSelection.assets(*map(self.key, names))
 
@@ -150,14 +150,14 @@ class Naming:
         return "_".join([*self.prefix, "forvalue", name])
 
     def resource(self, name: str) -> str:
-        """Return the key of a resource: instances in one project have resources of their own."""
+        """Return the key of a resource: each instance in a project has its own resources."""
         return "_".join([*self.prefix, name])
 
     def own(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Give a function of an asset, check, op or sensor this instance's resources.
 
-        Dagster finds a resource by the name of the parameter that is annotated with it; to Dagster
-        these parameters are called by `resource`, to the function as they are written.
+        Dagster finds a resource by the name of the parameter that is annotated with it. Here
+        Dagster sees the names from `resource`, and the function keeps its own names.
         """
         hints = get_type_hints(function)
         renamed = {
@@ -178,7 +178,7 @@ class Naming:
         def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
             yield from function(*args, **as_written(kwargs))
 
-        # Dagster asks of what kind a function is before it calls it.
+        # Dagster checks the kind of a function before it calls it.
         called: Any = generator if inspect.isgeneratorfunction(function) else plain
         signature = inspect.signature(function)
         called.__signature__ = signature.replace(

@@ -1,4 +1,4 @@
-"""What `dg scaffold defs forvalue_dagster.ForValueComponent` writes."""
+"""The files that `dg scaffold defs forvalue_dagster.ForValueComponent` writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel, Field
 
-# Enough trusted rows for the noise probe to prove something (see GatePolicy.min_probe_rows).
+# Enough trusted rows for a reliable noise probe (see GatePolicy.min_probe_rows).
 _EXAMPLES = 40
 
 
@@ -27,7 +27,7 @@ class ScaffoldOptions(BaseModel):
 
 
 class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
-    """Writes an instance that loads, and examples where there are no rows yet."""
+    """Writes a component instance that loads, and example rows where there are none yet."""
 
     @classmethod
     def get_scaffold_params(cls) -> type[ScaffoldOptions]:
@@ -35,7 +35,7 @@ class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
         return ScaffoldOptions
 
     def scaffold(self, request: dg.ScaffoldRequest[ScaffoldOptions]) -> None:
-        """Write defs.yaml, and examples of rows if the places are empty."""
+        """Write defs.yaml, and example rows to paths that do not exist."""
         options = request.params or ScaffoldOptions()
         dg.scaffold_component(
             request,
@@ -53,15 +53,15 @@ class ForValueScaffolder(dg.Scaffolder[ScaffoldOptions]):
 
 
 def write_examples(root: Path, training: str, validation: str) -> None:
-    """Write examples of rows to places that are empty."""
-    # Drawn at random: small or even numbers apart from the others would be another domain.
+    """Write example rows to paths that do not exist."""
+    # Drawn at random: only small or only even numbers would be a different domain.
     numbers = random.Random(0).sample(range(10, 100), 2 * _EXAMPLES)
     _example(root, training, "example.jsonl", numbers[:_EXAMPLES])
     _example(root, validation, "", numbers[_EXAMPLES:])
 
 
 def _example(root: Path, place: str, name: str, numbers: Sequence[int]) -> None:
-    """Write a few rows, unless something is there or it is not on this machine."""
+    """Write a few rows, unless the path exists or is not local."""
     path = root / place
     if "://" in place or path.exists():
         return

@@ -1,4 +1,4 @@
-"""Where the adapter of a warm-up lies, and what depends on it: for every step with a model."""
+"""The warm-up's adapter: finding it, and depending on it, for every step with a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def model_dependency(naming: Naming, plan: Plan) -> list[dg.AssetKey]:
-    """Return what the steps with a model depend on beside their rows."""
+    """Return the further assets that steps with a model depend on."""
     trained = [naming.key("valuation_model")] if plan.warm_up is not None else []
     return trained + ([naming.key(MODEL_FILES)] if plan.watches_model else [])
 
@@ -55,5 +55,5 @@ def fetch_adapter(pointer: UPath) -> Path:
 
 
 def adapter_pointer(naming: Naming, storage: Storage) -> UPath:
-    """Return the file that names the adapter in force."""
+    """Return the file that names the latest adapter."""
     return storage.path(*naming.key("valuation_model").path).with_suffix(".json")

@@ -134,7 +134,7 @@ def _by_products(
 
 
 class _Along:
-    """Sums over the vocabulary of probabilities times Ḡh̃, and of products of a row's probabilities."""
+    """Sums over the vocabulary: probabilities times Ḡh̃, and pairs of a row's probabilities."""
 
     def __init__(
         self, unembedding: Unembedding, positions: ResponsePositions, direction: ValueDirection

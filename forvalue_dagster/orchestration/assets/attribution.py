@@ -1,4 +1,4 @@
-"""Optional assets that answer "why does the model answer this?", row by row."""
+"""Optional assets that name, row by row, the training rows behind the model's answers."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -26,7 +26,7 @@ from forvalue_dagster.storage.tensors import TensorFile
 def build_attribution_assets(
     naming: Naming, plan: Plan, attribution: Attribution
 ) -> list[dg.AssetsDefinition]:
-    """Build `validation_attribution` over all shards and `training_attribution` of each."""
+    """Build `validation_attribution` over all shards and `training_attribution` for each."""
     decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
         dg.asset,
         group_name=naming.group,
@@ -46,7 +46,7 @@ def build_attribution_assets(
         code_version=code_version({"top": attribution.top}),
         ins={"sample_features": dg.AssetIn(key=features), **against},
         partitions_def=naming.shards,
-        description="For each training row the validation rows that it helps and hurts most.",
+        description="For each training row, the validation rows that it helps and hurts most.",
         dagster_type=pl.DataFrame,
         automation_condition=behind_checks(ignoring=naming.files),
         backfill_policy=plan.automation.many_shards,
@@ -80,8 +80,8 @@ def build_attribution_assets(
             "raw_finetuning_data": dg.AssetIn(key=rows, metadata=every_shard),
             **against,
         },
-        description="For each validation row the training rows, of all shards, that help and "
-        "hurt it most.",
+        description="For each validation row, the training rows of all shards that help and hurt "
+        "it most.",
         automation_condition=fan_in("exclude", ignoring=naming.files, shared=naming.shared),
         pool=plan.compute.pool_of("validation_attribution") if attribution.exact else None,
         op_tags=plan.compute.tags("validation_attribution") if attribution.exact else None,

@@ -1,4 +1,4 @@
-"""Which rows are kept: verdicts on shards and the selection's policy, put together."""
+"""Decide which rows are kept, from the verdicts on shards and the selection policy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stop_or_exclude(
     missing: Iterable[str],
     on_blocked_shard: str,
 ) -> None:
-    """Fail the run if a shard is blocked and that stops the dataset; say so in any case."""
+    """Fail the run if a blocked shard stops the dataset; log blocked shards in any case."""
     blocked = [entry.summary for entry in entries if not entry.passed]
     blocked += [f"shard {shard!r}: not valued yet" for shard in missing]
     if not blocked:
@@ -50,7 +50,7 @@ def stop_or_exclude(
 def policy_in_force(
     context: dg.AssetExecutionContext, selection: SelectionPolicy, entries: Iterable[ShardEntry]
 ) -> SelectionPolicy:
-    """Return the policy; a probe that proves nothing, where that is let pass, drops no rows."""
+    """Return the policy; if an unreliable probe is allowed, it drops no rows."""
     unfit = any(
         entry.passed
         and entry.verdict.verdict == "uncertified"
@@ -69,7 +69,7 @@ def policy_in_force(
 def decide(
     scores: Mapping[str, pl.DataFrame], entries: Iterable[ShardEntry], selection: Selection
 ) -> pl.DataFrame:
-    """Return every row's place and scores with `drop_reason`, null for a kept row."""
+    """Return every row's shard, row number and scores with `drop_reason`, null for a kept row."""
     passed, blocked = [], []
     for entry in entries:
         if entry.passed:
@@ -90,7 +90,7 @@ def decide(
 
 
 def content_version(decided: pl.DataFrame, entries: Iterable[ShardEntry]) -> dg.DataVersion:
-    """Return the data version: which rows, with which scores, and of which content."""
+    """Return the data version: a hash of the rows' content and scores, and the decisions."""
     shards = set(decided["shard"])
     made_from = [
         (entry.shard, asset, made.data_version)

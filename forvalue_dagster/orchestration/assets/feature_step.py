@@ -1,4 +1,4 @@
-"""The feature pass of one shard, wherever it runs: in the asset's step, or in a worker."""
+"""The feature pass of one shard, in the asset's step or in a worker."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
 
 
-# The check of a worker: every row has a line.
+# The check of a worker: every row is in the feature table.
 FEATURE_ROWS = "feature_rows"
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """What a feature pass made of a shard.
+    """The result of a shard's feature pass.
 
     Attributes:
         parts: the table, not yet written.
         lines: the table without its tensors.
         fingerprint: fingerprint of model and options.
-        reused: rows whose features were there.
-        repeated: rows that repeat another row of the shard.
-        passed: rows that went through the model.
+        reused: number of rows whose features were stored.
+        repeated: number of rows that repeat another row of the shard.
+        passed: number of rows that went through the model.
     """
 
     parts: StoredParts
@@ -48,9 +48,9 @@ class ShardFeatures:
 
     @property
     def data_version(self) -> str:
-        """Hash of the rows and of what decides their features.
+        """Hash of the rows, the model and the options.
 
-        Not of the floats, whose last digits depend on the batches.
+        The features themselves are not hashed: their last digits depend on the batches.
         """
         decided = self.lines.select("shard", "row", "sample_id", "status", "reason")
         content = f"{self.fingerprint}\n{decided.sort('row').write_ndjson()}"
@@ -81,12 +81,12 @@ def pass_shard(
     valuation: Valuation,
     log: logging.Logger,
 ) -> ShardFeatures:
-    """Compute the features of a shard, as far as they are not stored already.
+    """Compute the features of a shard that are not stored already.
 
     Args:
         loaded: the model.
         rows: canonical rows.
-        parts: where parts of the table are kept until it is written.
+        parts: the store of the table's parts until it is written.
         store: store of finished tables; None passes every row.
         valuation: the options.
         log: logger for progress.
@@ -129,17 +129,17 @@ def worker_job(
     storage: Storage,
     adapter: UPath | None,
 ) -> dict[str, Any]:
-    """Write down what `forvalue_dagster.worker` is to do, as JSON can hold it.
+    """Return the job for `forvalue_dagster.worker` as a JSON object.
 
-    Keys to the storage are left out: the worker finds its own.
+    Credentials of the storage are left out: the worker has its own.
 
     Args:
         rows: the shard's rows.
-        features: where its feature table goes.
+        features: path of its feature table.
         attempt: the run.
         valuation: model and options.
         storage: the storage that holds both.
-        adapter: pointer to an adapter that was trained here, if there is one.
+        adapter: file that names the adapter trained by the graph, if there is one.
     """
     s3 = None if storage.s3 is None else resolved(storage.s3, without=_SECRETS)
     return {

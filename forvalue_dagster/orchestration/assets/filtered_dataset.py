@@ -1,4 +1,4 @@
-"""The filtered dataset: the rows kept of the shards that passed, the rows dropped, a manifest."""
+"""The filtered dataset: kept rows, dropped rows and the manifest."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -55,7 +55,7 @@ from forvalue_dagster.storage.parquet import (
 from forvalue_dagster.storage.tensors import TensorFile
 
 Policies = dict[str, dg.ConfigurableResource[Any]]
-# One for all instances: names of types are unique in a project.
+# One type for all instances: names of types must be unique in a project.
 _TABLE = dg.PythonObjectDagsterType(StoredTable)
 _DROP_REASON = {"drop_reason": "why the row is not in the filtered dataset"}
 
@@ -69,7 +69,7 @@ def build_filtered_dataset(
 ) -> dg.AssetsDefinition:
     """Build `filtered_dataset` and `dropped_rows`, with the blocking check `certified`.
 
-    Beside the tables lie `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
+    Next to the tables are `filtered_dataset.jsonl` in the source's own form, `dropped_rows.jsonl`
     with the reasons, `filtered_dataset.report.html` (`display/report.py`), and
     `filtered_dataset.manifest.json`: every shard with the materialisations it was read from, the
     verdict, the figure and the threshold. The manifest is also metadata of the dataset, where the
@@ -79,14 +79,14 @@ def build_filtered_dataset(
         naming: the graph's names.
         plan: the graph's plan.
         selection: the selection policy.
-        gate: decides, among other things, what automation waits for.
-        storage: where files lie.
+        gate: the gate policy, which also decides what automation waits for.
+        storage: location of the files.
     """
     defined: Policies = {"gate": gate, "selection": selection, "storage": storage}
     allows_overrides = gate.allow_overrides
     scores_key = naming.key("value_scores")
     filtered_key, dropped_key = naming.key("filtered_dataset"), naming.key("dropped_rows")
-    # A shard that is registered but not valued yet is named in the manifest, not an I/O error.
+    # A shard that is registered but not valued yet is listed in the manifest; it is no I/O error.
     every_shard = {"allow_missing_partitions": True}
     refining = plan.refine is not None
     table: dict[str, Any] = {
@@ -137,14 +137,14 @@ def build_filtered_dataset(
                 CERTIFIED,
                 asset=filtered_key,
                 blocking=True,
-                description="Every shard in the filtered dataset passed its noise gate, some row "
-                "was kept, and the estimated noise among the rows kept is within the limit.",
+                description="Every shard in the filtered dataset passed its noise gate, at least "
+                "one row was kept, and the estimated noise of the kept rows is within the limit.",
             ),
             dg.AssetCheckSpec(
                 SELECTION,
                 asset=filtered_key,
-                description="The rows kept are worth more than all rows on average, and no shard "
-                "that passed, nor any validation group, is starved.",
+                description="The kept rows have a higher mean value than all rows, and no shard "
+                "that passed, and no validation group, loses too much.",
             ),
         ],
     )
@@ -269,7 +269,7 @@ def build_filtered_dataset(
                 **show_overrides(manifest),
                 **(describe_refinement(refinement) if refinement else {}),
                 **{name: dg.MetadataValue.path(str(path)) for name, path in files.items()},
-                # What the gate reads; people have the table above.
+                # For the gate; people read the table above.
                 MANIFEST: dg.MetadataValue.json(plain),
             },
         )
@@ -285,7 +285,7 @@ def build_filtered_dataset(
 
 
 def certify(key: dg.AssetKey, manifest: Manifest) -> dg.AssetCheckResult:
-    """Derive the check `certified` from a manifest alone."""
+    """Return the result of the check `certified` for a manifest."""
     objections = manifest.objections()
     left_out = f"; left out: {'; '.join(manifest.blocked)}" if manifest.blocked else ""
     return dg.AssetCheckResult(

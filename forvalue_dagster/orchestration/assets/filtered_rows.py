@@ -1,4 +1,4 @@
-"""Kept and dropped rows with their text: as a table, and as lines in their source's own form."""
+"""Write kept and dropped rows with their text, as a table and as JSON Lines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def store_rows(
     kept: tuple[dg.AssetKey, pl.DataFrame],
     dropped: tuple[dg.AssetKey, pl.DataFrame],
 ) -> tuple[dict[dg.AssetKey, StoredTable], dict[str, str]]:
-    """Write kept and dropped rows, each as a table and as lines.
+    """Write kept and dropped rows, each as a table and as JSON Lines.
 
     Args:
         storage: the storage that holds the files.
         raw: shard → its rows.
-        kept: the asset, and its rows' places and scores.
-        dropped: the same.
+        kept: key of the asset, and shard, row number and scores of its rows.
+        dropped: the same for the dropped rows.
 
     Returns:
         The tables, and name of a file → its SHA-256.
@@ -48,7 +48,7 @@ def store_rows(
 
 
 def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.LazyFrame:
-    """Join decided rows with their text; a source column of a score's name gives way to it."""
+    """Join decided rows with their text; a score replaces a source column of the same name."""
     scores = [name for name in decided.columns if name not in PLACE]
     parts = []
     for rows, chosen in _by_shard(raw, decided):
@@ -61,7 +61,7 @@ def with_text(raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame) -> pl.Lazy
 def _by_shard(
     raw: Mapping[str, pl.LazyFrame], decided: pl.DataFrame
 ) -> Iterator[tuple[pl.LazyFrame, pl.DataFrame]]:
-    """Yield each shard's rows with its own decided lines: a join with all would be quadratic."""
+    """Yield each shard's rows with its decided rows: a join with all would be quadratic."""
     shards = decided.partition_by("shard", as_dict=True)
     for shard, rows in sorted(raw.items()):
         yield rows, shards.get((shard,), decided.clear())
@@ -76,7 +76,7 @@ def kept_lines(raw: Mapping[str, pl.LazyFrame], kept: pl.DataFrame) -> Iterator[
 
 
 def dropped_lines(raw: Mapping[str, pl.LazyFrame], dropped: pl.DataFrame) -> Iterator[str]:
-    """Yield {drop_reason, shard, row, source} of each dropped row; source is its own form."""
+    """Yield {drop_reason, shard, row, source} for each dropped row; source has its own form."""
     for rows, chosen in _by_shard(raw, dropped.select(*PLACE, "drop_reason")):
         frame = rows.join(chosen.lazy(), on=PLACE, how="semi").collect()
         reasons = frame.select(PLACE).join(chosen, on=PLACE, how="left", maintain_order="left")
@@ -96,7 +96,7 @@ def write_lines(path: UPath, lines: Iterable[str]) -> str:
 
 
 def _hold_against_ids(rows: pl.DataFrame) -> None:
-    """Refuse a row whose conversation is not the one that was valued under its id."""
+    """Check that each row's conversation is the one that was valued under its id."""
     for shard, row, sample_id, messages, tools in rows.select(
         *PLACE, "sample_id", "messages", "tools"
     ).iter_rows():

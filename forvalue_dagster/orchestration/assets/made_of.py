@@ -1,4 +1,4 @@
-"""What a dataset was made of, noted down for its manifest."""
+"""Collect what a dataset was made from, for its manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from forvalue_dagster.quality.standing import latest_materialization
 def traced(
     instance: dg.DagsterInstance, entry: ShardEntry, naming: Naming, plan: Plan
 ) -> ShardEntry:
-    """Note down what a shard's tables were made from, and block it if they do not fit together."""
+    """Record what a shard's tables were made from; block it if they do not fit together."""
     names = ["raw_finetuning_data"]
     if plan.scoring == "features":
         names.append("sample_features")
@@ -37,7 +37,7 @@ def traced(
 
 
 def shared(instance: dg.DagsterInstance, naming: Naming, plan: Plan) -> dict[str, MadeFrom]:
-    """Note down what every shard was valued against."""
+    """Record the profile and validation rows that every shard was valued with."""
     keys = [naming.key("validation_profile")]
     if plan.refine is not None:
         keys += model_dependency(naming, plan)
@@ -46,7 +46,7 @@ def shared(instance: dg.DagsterInstance, naming: Naming, plan: Plan) -> dict[str
 
 
 def show_overrides(manifest: Manifest) -> dict[str, Any]:
-    """Return metadata: which settings the run's configuration changed, if any."""
+    """Return metadata about the settings that the run's configuration changed, if any."""
     if not manifest.overrides:
         return {}
     return {"policy_of_this_run": "; ".join(manifest.overridden)}

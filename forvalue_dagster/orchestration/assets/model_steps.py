@@ -1,4 +1,4 @@
-"""The assets made by forward passes: the validation profile and the features of each shard."""
+"""The assets that need forward passes: the validation profile and each shard's features."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -46,7 +46,7 @@ from forvalue_dagster.storage.parquet import (
 from forvalue_dagster.storage.parts import StoredParts
 from forvalue_dagster.storage.tensors import TensorFile
 
-# One for all instances: names of types are unique in a project.
+# One type for all instances: names of types must be unique in a project.
 _PARTS = dg.PythonObjectDagsterType(StoredParts)
 
 
@@ -61,8 +61,8 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         kinds={"torch", "safetensors"},
         io_manager_key=naming.resource("tensor_io_manager"),
         code_version=code_version(settings(valuation, PROFILE_SETTINGS)),
-        description="The validation rows in closed form: mean gradient of each group, second "
-        "moment of the hidden states, forward statistics, token features.",
+        description="A summary of the validation rows for scoring: mean gradient of each group, "
+        "second moment of the hidden states, forward statistics, token features.",
         automation_condition=behind_checks(ignoring=naming.files),
         pool=plan.compute.pool_of("validation_profile"),
         op_tags=plan.compute.tags("validation_profile"),
@@ -111,7 +111,7 @@ def build_profile_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
 
 
 def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.AssetsDefinition:
-    """Build `sample_features`, a partition each shard."""
+    """Build `sample_features`, with one partition for each shard."""
     key = naming.key("sample_features")
     raw_key = naming.key("raw_finetuning_data")
 
@@ -124,9 +124,9 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         io_manager_key=naming.resource("parquet_io_manager"),
         code_version=code_version(settings(valuation, FEATURE_SETTINGS)),
         metadata={"descriptions": DESCRIPTIONS | COLUMN_DESCRIPTIONS},
-        description="What one forward pass says of each row, whatever the validation set: "
-        "statistics, and for each response token the rounded last hidden state and the largest "
-        "prediction errors.",
+        description="Features of each row from one forward pass, which do not depend on the "
+        "validation set: statistics, and for each response token the rounded last hidden state "
+        "and the largest prediction errors.",
         automation_condition=behind_checks(ignoring=naming.files),
         pool=plan.compute.pool_of("sample_features"),
         op_tags=plan.compute.tags("sample_features"),
@@ -181,7 +181,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
                 asset=key,
                 blocking=True,
                 partitions_def=naming.shards,
-                description="Every row of the shard has a line in its feature table.",
+                description="Every row of the shard is in its feature table.",
             )
         ],
     )
@@ -194,7 +194,7 @@ def build_feature_asset(naming: Naming, plan: Plan, valuation: Valuation) -> dg.
         rows = table_path(storage, raw_key, shard)
         adapter = adapter_pointer(naming, storage) if plan.warm_up is not None else None
         job = worker_job(rows, features, context.run_id, valuation, storage, adapter)
-        # Nothing is taken for made that the worker did not report.
+        # Only a shard that the worker reported counts as made.
         results = worker(context, job).get_results(implicit_materializations=False)
         schema = scan_table(storage, features, checked=True).collect_schema()
         columns = describe_columns(schema, DESCRIPTIONS | COLUMN_DESCRIPTIONS)

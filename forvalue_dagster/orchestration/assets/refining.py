@@ -1,4 +1,4 @@
-"""Refining inside the step that selects: the model and the profile, for a few rows."""
+"""Refinement in the selection step: passes a few rows through the model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def refine_shards(
     """Compute the rows near the selection's boundary exactly.
 
     Args:
-        scores: shard → its value scores, of the shards that take part.
+        scores: shard → its value scores, for the shards that passed.
         raw: shard → its rows.
-        selection: what decides.
+        selection: the selection policy.
         policy: the refinement policy.
         naming: the graph's names.
         plan: the graph's plan.
-        valuation: the model.
-        storage: where the profile lies.
+        valuation: the model and its options.
+        storage: location of the profile.
     """
     from forvalue_dagster.engine.scoring import score_rows
 
@@ -74,7 +74,7 @@ def refine_shards(
 
 
 def describe_refinement(outcome: Refinement) -> dict[str, dg.MetadataValue]:
-    """Return metadata of the selected dataset."""
+    """Return metadata about a refinement."""
     return {
         "refined_rows": dg.MetadataValue.int(outcome.refined),
         "refined_share": dg.MetadataValue.float(round(outcome.refined / max(outcome.rows, 1), 4)),

@@ -1,4 +1,4 @@
-"""The assets that hold rows: raw shards and validation data, and the files that they come from."""
+"""The assets with rows: raw shards and validation data, and their source files."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -43,16 +43,16 @@ from forvalue_dagster.quality.standing import FILE_STATE
 from forvalue_dagster.storage.location import Storage
 from forvalue_dagster.storage.source_files import Survey
 
-# Settings that do not decide what rows are.
+# Settings that do not change the rows.
 _WITHOUT = ("path", "s3", "image_root", "line_bytes", "file_bytes")
-# So many columns are named in metadata: a JSON file may have any number of keys.
+# Number of columns named in metadata: a JSON file may have any number of keys.
 _NAMES = 100
 
 
 def build_source_assets(
     naming: Naming, plan: Plan, training_rows: RowSource | UpstreamRows
 ) -> list[dg.AssetSpec]:
-    """Return the files that the graph is fed from, which a sensor watches."""
+    """Return external assets for the source files, which a sensor watches."""
 
     def files(name: str, description: str, shards: dg.PartitionsDefinition | None) -> dg.AssetSpec:
         return dg.AssetSpec(
@@ -81,7 +81,7 @@ def build_row_assets(
     validation_rows: RowSource,
     suites: Sequence[Suite],
 ) -> list[dg.AssetsDefinition]:
-    """Build `raw_finetuning_data` (a partition each shard) and `validation_data`."""
+    """Build `raw_finetuning_data` (one partition for each shard) and `validation_data`."""
     decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
         dg.asset,
         key=naming.key("raw_finetuning_data"),
@@ -146,7 +146,7 @@ def build_row_assets(
             resolved(validation_rows, without=_WITHOUT), written_suites(suites)
         ),
         metadata={"descriptions": DESCRIPTIONS},
-        description="The trusted rows that training rows are valued against.",
+        description="The trusted rows that training rows are compared with.",
         automation_condition=on_new_content(),
     )
     @naming.own
@@ -190,14 +190,14 @@ def _row_table(rows: pl.DataFrame, reading: RowReading, found: Survey | None = N
         metadata["number_of_files_passed_over"] = dg.MetadataValue.int(len(passed_over))
     if images := int(rows["images"].list.len().sum()):
         metadata["images"] = dg.MetadataValue.int(images)
-    # Of the images their names in the messages, which are hashes of their bytes. Rows that reject
-    # nothing are the rows that they were before there was a column for it.
+    # Images count by their names in the messages, which are hashes of their bytes. Rows without a
+    # rejected answer have the same hash as before that column existed.
     unhashed = ["images", *(["rejected"] if rows["rejected"].null_count() == len(rows) else [])]
     return ShardTable(rows, metadata, digest(rows.drop(unhashed)))
 
 
 def _shown(reading: RowReading) -> dict[str, Any]:
-    """Return how rows were read as metadata: names of columns and counts, no text of a row."""
+    """Return metadata on how rows were read: names of columns and counts, no text of a row."""
     names = {
         "columns_unused": reading.unused,
         UNUSED_LIKE_CONVERSATION: reading.suspicious,
@@ -223,5 +223,5 @@ def _short(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    # A key of a JSON row may hold half of a surrogate pair, which no event log takes.
+    # A key of a JSON row may hold half of a surrogate pair, which the event log cannot store.
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The value scores of each shard, from stored features or by a pass of their own."""
+"""The asset `value_scores`: scores of each shard, from stored features or a forward pass."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -49,7 +49,7 @@ from forvalue_dagster.storage.tensors import TensorFile
 def build_score_asset(
     naming: Naming, plan: Plan, valuation: Valuation, gate: GatePolicy
 ) -> dg.AssetsDefinition:
-    """Build `value_scores`, a partition each shard."""
+    """Build `value_scores`, with one partition for each shard."""
     decisive = SCORE_SETTINGS if plan.scoring == "features" else FEATURE_SETTINGS + SCORE_SETTINGS
     decorate: Callable[..., Callable[[Callable[..., Any]], dg.AssetsDefinition]] = partial(
         dg.asset,
@@ -58,7 +58,7 @@ def build_score_asset(
         partitions_def=naming.shards,
         io_manager_key=naming.resource("parquet_io_manager"),
         dagster_type=pl.DataFrame,
-        # With the gate's rules, by which the checks of the scores judge.
+        # With the gate's rules, which the checks of the scores apply.
         code_version=code_version(
             settings(valuation, decisive),
             plan.scoring,
@@ -180,7 +180,7 @@ def _judge(
     gate: GatePolicy,
     warnings: WarningPolicy,
 ) -> ScoreJudge | None:
-    """Return what judges each shard in a run over many; a single one has steps for its checks."""
+    """Return the checks for a run over many shards; a single shard's checks have own steps."""
     if context.has_partition_key:
         return None
     path = storage.path(*naming.key("validation_data").path).with_suffix(".parquet")
@@ -204,7 +204,7 @@ def _describe(
         "most_valuable": extremes(ranked.head(EXTREMES)),
         "least_valuable": extremes(ranked.tail(EXTREMES).reverse()),
         "dagster/partition_row_count": len(scores),
-        # For the next materialisation, not for people: at the end.
+        # For the next materialisation, not for people, so at the end.
         **({HISTOGRAM: now.to_json()} if now else {}),
         **({f"previous_{HISTOGRAM}": previous} if previous is not None else {}),
     }

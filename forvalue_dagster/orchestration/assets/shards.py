@@ -1,9 +1,9 @@
-"""Steps over shards: one shard a run, or many, each with a verdict of its own.
+"""Steps over shards: one shard a run, or many, each with its own results.
 
-Dagster runs an asset over a range of partitions in one step, but gives all of them one data
-version, and its checks no partition. So in such a run the step itself records, shard by shard,
-what it made and what its checks say; and as it then yields no output, Dagster skips the steps of
-the same checks. A run of a single shard goes Dagster's ordinary way.
+Dagster can run an asset over a range of partitions in one step, but then gives all of them one
+data version, and its checks no partition. So in such a run the step itself records, shard by
+shard, the materialisation and the check results. As it then yields no output, Dagster skips the
+steps of the same checks. A run of a single shard works as usual in Dagster.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from forvalue_dagster.storage.parts import StoredParts
 
 @dataclass(frozen=True)
 class ShardTable:
-    """What a step made of one shard.
+    """The table that a step made for one shard.
 
     Attributes:
         table: the rows.
         metadata: metadata of the materialisation.
-        data_version: another one whenever the content is another.
+        data_version: a text that changes with the content.
     """
 
     table: pl.DataFrame | StoredParts
@@ -45,7 +45,7 @@ class ShardTable:
     data_version: str
 
 
-# (shard, its table) → results of all checks of the step's asset.
+# (shard, its table) → results of all checks on the step's asset.
 Check = Callable[[str, ShardTable], Iterator[dg.AssetCheckResult]]
 
 
@@ -56,20 +56,20 @@ def materialize_shards(
     check: Check | None = None,
     made: Callable[[UPath], None] | None = None,
 ) -> Iterator[dg.Output[Any]]:
-    """Make every shard of the run; yield an output only if it is a single one.
+    """Make every shard of the run; yield an output only if there is a single shard.
 
-    In a run over many a shard that fails does not stop the others: the step fails at its end and
-    names it, and so it does if a blocking check stopped a shard.
+    In a run over many shards, a failed shard does not stop the others: the step fails at its end
+    and names the shards that failed or were blocked by a check.
 
     Args:
         context: context of the asset's step.
-        storage: where the asset's tables lie.
-        make: makes one shard's table.
-        check: judges it, in a run over many.
-        made: told of each table that was written, in a run over many.
+        storage: location of the asset's tables.
+        make: function that makes one shard's table.
+        check: function that checks it, in a run over many shards.
+        made: function called for each written table, in a run over many shards.
 
     Raises:
-        dagster.Failure: naming shards that failed or were blocked.
+        dagster.Failure: if shards failed or were blocked; the message names them.
     """
     if context.has_partition_key:
         only = make(context.partition_key)
@@ -99,13 +99,13 @@ def materialize_shards(
         raise dg.Failure(
             f"Of {len(shards)} shards {len(failed)} failed and {len(blocked)} were blocked: "
             f"{listing[:10_000]}",
-            # What was blocked stays blocked; what failed may do better.
+            # A blocked shard stays blocked on a retry; a failed one may succeed.
             allow_retries=bool(failed),
         )
 
 
 def _refuse_more_assets(context: dg.AssetExecutionContext) -> None:
-    """Fail rather than leave other assets of the run out: they would wait for an output."""
+    """Fail if the run has other assets, which would wait for an output."""
     chosen = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
     others = sorted(key.to_user_string() for key in set(chosen) - {context.asset_key})
     if others:
@@ -124,7 +124,7 @@ def _record(
     made: ShardTable,
     check: Check | None,
 ) -> list[str]:
-    """Write and record one shard; return what its blocking checks object to."""
+    """Write and record one shard; return the objections of its blocking checks."""
     key = context.asset_key
     path = table_path(storage, key, shard)
     table = made.table
@@ -154,7 +154,7 @@ def _record(
     )
     if check is None:
         return []
-    # Another run may have made the shard in between: its rows are not those looked at here.
+    # Another run may have made the shard in between, with other rows than those checked here.
     materialization = latest_materialization(context.instance, key, shard, context.run_id)
     if materialization is None:
         context.log.warning(f"Shard {shard!r} was made by another run meanwhile; not judged here.")

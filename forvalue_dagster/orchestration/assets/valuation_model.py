@@ -1,7 +1,7 @@
-"""The valuation model, when it is warmed up here: an adapter that stays until someone asks.
+"""The asset `valuation_model`: an adapter trained by the graph, only on request.
 
 The asset depends on no other, although it reads rows: a model that changed with every new shard
-would make all features stale. It records which rows it was trained on instead.
+would make all features stale. Instead it records the rows it was trained on.
 """
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
@@ -35,8 +35,8 @@ def build_model_asset(naming: Naming, plan: Plan) -> dg.AssetsDefinition:
         kinds={"torch", "huggingface"},
         code_version=code_version(settings),
         automation_condition=when_configured_anew(),
-        description="A LoRA adapter that adapts the base model to the task before anything is "
-        "valued. Pinned: it is trained again only when asked for.",
+        description="A LoRA adapter that adapts the base model to the task before rows are valued. "
+        "It is trained again only on request.",
         pool=plan.compute.pool_of("valuation_model"),
         op_tags=plan.compute.tags("valuation_model"),
         retry_policy=plan.compute.retry_policy,

@@ -1,1 +1,1 @@
-"""What runs when: conditions, sensors, and the jobs of upkeep."""
+"""Automation: conditions, sensors, schedules and maintenance jobs."""

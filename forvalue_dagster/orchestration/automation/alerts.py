@@ -1,4 +1,4 @@
-"""A sensor that tells someone: of blocked shards, warnings, stale datasets and overrides."""
+"""A sensor that sends alerts about blocked shards, warnings, stale datasets and overrides."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TIMEOUT = 10
 
 @dataclass
 class _Memory:
-    """What was seen, and what was told; the sensor's cursor.
+    """What was seen and reported so far; the sensor's cursor.
 
     Attributes:
-        checks: check → id of the last execution that was looked at.
-        told: subject → what was said of it last; it is said again when it was well in between.
-        override: place in the event log of the last override that was looked at.
+        checks: check → id of its last execution that was seen.
+        told: subject → its last alert; the same alert is sent again only if all was well between.
+        override: event log id of the last override that was seen.
         stale_since: when the dataset was first seen stale.
     """
 
@@ -49,11 +49,12 @@ def build_alert_sensor(
 ) -> dg.SensorDefinition:
     """Build the sensor.
 
-    What could not be told is told at the next look; the cursor moves on only past what was.
+    An alert that could not be sent is sent at the next look: the cursor moves only past alerts
+    that were sent.
 
     Args:
         naming: the graph's names.
-        alerts: who is told.
+        alerts: the receivers.
         checked: assets and checks of the graph.
     """
     keys = sorted({key for asset in checked for key in asset.check_keys})
@@ -64,7 +65,7 @@ def build_alert_sensor(
         default_status=dg.DefaultSensorStatus.RUNNING
         if alerts.running
         else dg.DefaultSensorStatus.STOPPED,
-        description="Tells of blocked shards, warnings, stale datasets and overrides, once each.",
+        description="Sends one alert for each blocked shard, warning, stale dataset and override.",
     )
     def tell(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         memory = _Memory.of(context.cursor)
@@ -92,7 +93,7 @@ def look(
     memory: _Memory,
     stale_minutes: float,
 ) -> Iterator[Alert]:
-    """Yield what is wrong; the memory is brought up to date as they are taken.
+    """Yield new alerts; the memory is updated as they are taken.
 
     Args:
         instance: the Dagster instance.
@@ -154,11 +155,11 @@ def _checks(
 
 
 def send(alert: Alert, alerts: Alerts) -> None:
-    """Tell of one alert.
+    """Send one alert.
 
     Args:
-        alert: what.
-        alerts: who.
+        alert: the alert.
+        alerts: the receivers.
     """
     if alerts.notify is not None:
         alerts.notify(alert)

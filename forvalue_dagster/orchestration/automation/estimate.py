@@ -1,4 +1,4 @@
-"""A dry run: how many rows and tokens would go through the model."""
+"""The job `forvalue_estimate`: a dry run that counts rows and tokens for the model."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -18,7 +18,7 @@ _COLUMNS = ("shard", "rows", "features_stored", "rows_repeated", "rows_to_pass",
 
 
 class Estimate(dg.Config):
-    """Of what."""
+    """Options of the job `forvalue_estimate`."""
 
     shards: list[str] | None = Field(
         default=None, description="Shards of the source; all of them by default."
@@ -26,13 +26,13 @@ class Estimate(dg.Config):
     tokenised_rows: int = Field(
         default=200,
         ge=1,
-        description="Rows of a shard whose tokens are counted; those of the others are estimated "
-        "from them.",
+        description="Rows of each shard whose tokens are counted; the tokens of the other rows are "
+        "estimated from them.",
     )
 
 
 def build_estimate_job(naming: Naming, plan: Plan) -> dg.JobDefinition:
-    """Build the job `forvalue_estimate`: the model is loaded for its fingerprint, no row passes."""
+    """Build the job `forvalue_estimate`, which loads the model only for its fingerprint."""
 
     @dg.op(name=naming.name("count_rows"))
     @naming.own

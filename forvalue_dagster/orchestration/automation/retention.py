@@ -1,4 +1,4 @@
-"""What nobody reads any more: of shards that are gone, of another model, of killed runs."""
+"""The job `forvalue_retention`: unused files of removed shards, old models and killed runs."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -25,27 +25,27 @@ _OP = "sweep"
 
 
 class Retention(dg.Config):
-    """What to look for, and what to do with it."""
+    """Options of the job `forvalue_retention`."""
 
     gone_shards: bool = Field(
         default=True,
-        description="Look for tables of shards that are not registered, and whose file is gone.",
+        description="Look for tables of shards that are not registered and have no file.",
     )
     other_fingerprints: bool = Field(
         default=True,
-        description="Look for features that do not fit the validation profile in force.",
+        description="Look for features that do not match the latest validation profile.",
     )
     leftovers: bool = Field(
         default=True,
-        description="Look for what killed runs left: parts of feature passes whose run is over, "
-        "half-written files that are a day old.",
+        description="Look for files of killed runs: parts of feature passes whose run has ended, "
+        "and half-written files older than a day.",
     )
-    remove: bool = Field(default=False, description="Remove what is found; else only report it.")
+    remove: bool = Field(default=False, description="Remove these files, not only report them.")
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A file or folder that nobody reads.
+    """An unused file or folder.
 
     Attributes:
         path: its path.
@@ -63,7 +63,7 @@ class Orphan:
 
 
 def build_retention_job(naming: Naming) -> dg.JobDefinition:
-    """Build the job `forvalue_retention`, which reports orphans and, asked to, removes them."""
+    """Build the job `forvalue_retention`, which reports unused files, or removes them."""
 
     @dg.op(name=naming.name(_OP))
     @naming.own
@@ -82,7 +82,7 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
                 continue
             orphan.path.fs.rm(orphan.path.path, recursive=True)
             if orphan.kind == "gone_shards":
-                # Should the shard come back, with the same content even, it is made again.
+                # If the shard comes back, even with the same content, it is made again.
                 context.log_event(
                     dg.AssetMaterialization(
                         naming.key(orphan.table),
@@ -127,8 +127,8 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
 
     @dg.job(
         name=naming.name("retention"),
-        description="Report, and with remove take away, tables of shards that are gone, features "
-        "of another model, and what killed runs left.",
+        description="Report unused files, or remove them with remove: true. These are tables of "
+        "removed shards, features of another model, and files of killed runs.",
     )
     def retention() -> None:
         sweep()
@@ -137,9 +137,9 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
 
 
 def _listed(context: dg.OpExecutionContext, training_rows: RowForm) -> list[str] | None:
-    """Return the shards whose files are there; None if nobody can tell."""
+    """Return the shards whose files exist; None if that cannot be found out."""
     if not isinstance(training_rows, RowSource):
-        return []  # partitions of another asset: what is registered is all there is
+        return []  # partitions of another asset: only registered shards exist
     try:
         return list(training_rows.listing())
     except DataFileError as error:
@@ -148,7 +148,7 @@ def _listed(context: dg.OpExecutionContext, training_rows: RowForm) -> list[str]
 
 
 def purge_request(naming: Naming) -> dg.RunRequest:
-    """Return the request of a run that removes what belongs to shards that are gone."""
+    """Return the request of a run that removes the files of removed shards."""
     config = Retention(other_fingerprints=False, leftovers=False, remove=True)
     return dg.RunRequest(run_config=dg.RunConfig(ops={naming.name(_OP): config}))
 
@@ -160,19 +160,19 @@ def find_orphans(
     wanted: Retention,
     listed: Collection[str] = (),
 ) -> Iterator[Orphan]:
-    """Yield what nobody reads.
+    """Yield unused files.
 
     Args:
         instance: the Dagster instance.
         naming: the graph's names.
         storage: the storage to look through.
-        wanted: what to look for.
-        listed: shards whose files are there, registered or not.
+        wanted: the job's options.
+        listed: shards whose files exist, registered or not.
     """
     registered = set(naming.registered(instance))
     kept = registered | set(listed)
     if not registered and wanted.gone_shards:
-        # A new instance over an old storage: everything would look gone.
+        # A new instance with an old storage: every shard would look removed.
         wanted = wanted.model_copy(update={"gone_shards": False})
     profile = latest_materialization(instance, naming.key("validation_profile"))
     mark = profile.metadata["fingerprint"].value if profile else None
@@ -202,7 +202,7 @@ def find_orphans(
                     and profile is not None
                     and made.storage_id > profile.storage_id
                 ):
-                    continue  # the profile is what is old
+                    continue  # the profile is the old one
                 table_rows = scan_table(storage, path, checked=True)
                 rows = table_rows.select(pl.col("fingerprint").first()).collect()
                 if rows.item() not in (None, mark):

@@ -1,4 +1,4 @@
-"""Sensors that see what changed outside Dagster: shards, validation rows, a local model."""
+"""Sensors that watch files outside Dagster: shards, validation rows, a local model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from forvalue_dagster.orchestration.options.sources import RowForm, RowSource
 from forvalue_dagster.quality.standing import DATA_VERSION, latest_materialization
 from forvalue_dagster.storage.source_files import LocalFiles, state_of
 
-# Metadata of a report: whose shard it is.
+# Metadata key of a report: the source that the shard belongs to.
 _OWNER = "source"
-# A mount that is away, or a mistyped prefix, looks like this.
+# A missing mount, or a mistyped prefix, looks like this.
 _EMPTY = (
     "{path} is empty, and {count} shards are registered. Nothing is removed: if they are meant to "
     "go, delete the partitions in the UI."
@@ -41,14 +41,14 @@ _STRANGE = (
 
 @dataclass(frozen=True)
 class Discovery:
-    """What changed among the shards of a source.
+    """The changes among the shards of a source.
 
     Attributes:
-        present: shard → state, of those that are known or new, without what was put off.
-        changed: new shards, and those in another state.
-        gone: shards whose file is not there any more.
-        returned: shards that someone took off the list although their file is there.
-        registers: whether the set of shards is another one.
+        present: shard → state, for known and new shards, without those left for the next look.
+        changed: new shards, and shards whose state has changed.
+        gone: shards whose file no longer exists.
+        returned: shards that someone unregistered although their file exists.
+        registers: whether the set of shards changes.
     """
 
     present: dict[str, str]
@@ -68,9 +68,9 @@ class Discovery:
         """Compare two states of a source.
 
         Args:
-            known: shard → state, of those that were seen before.
-            now: the same, as it is.
-            limit: at most so many changes are looked at.
+            known: shard → state when it was last seen.
+            now: shard → state now.
+            limit: largest number of changes to handle.
             off_the_list: known shards that are not registered.
         """
         changed = sorted(shard for shard in now if now[shard] != known.get(shard))[:limit]
@@ -82,17 +82,17 @@ class Discovery:
 
     @property
     def is_something(self) -> bool:
-        """Whether anything is to be done."""
+        """Whether there is any change."""
         return bool(self.changed or self.gone or self.returned)
 
     def events(self, naming: Naming, owner: str) -> list[dg.AssetMaterialization]:
-        """Return the reports on which automation acts."""
+        """Return the reports that trigger automation."""
         files = naming.key(TRAINING_FILES)
         events = [_event(files, self.present[shard], shard, owner) for shard in self.changed]
-        # Should it come back in the same state, that is a change.
+        # If it comes back in the same state, that is a change.
         events += [_event(files, "gone", shard, owner) for shard in self.gone]
         if self.registers or self.returned:
-            # What has come back may be missing from the dataset, whatever the names were before.
+            # A shard that has come back may be missing from the dataset.
             since = [datetime.now(UTC).isoformat()] if self.returned else []
             names = sha256("\n".join([*sorted(self.present), *since]).encode()).hexdigest()[:32]
             events.append(_event(naming.key(TRAINING_SHARDS), names))
@@ -100,10 +100,10 @@ class Discovery:
 
 
 def owner_of(training_rows: RowSource) -> str:
-    """Return what marks the reports of a source's shards.
+    """Return the mark in the reports of a source's shards.
 
     Dynamic partitions belong to the instance: another project with the same names may register its
-    own shards among ours, and they are not ours to remove.
+    own shards among ours, and we must not remove those.
     """
     return sha256(training_rows.path.encode()).hexdigest()[:16]
 
@@ -111,7 +111,7 @@ def owner_of(training_rows: RowSource) -> str:
 def registered_by(
     instance: dg.DagsterInstance, naming: Naming, owner: str, now: Collection[str]
 ) -> dict[str, str]:
-    """Return shard → reported state, of the registered shards that are this source's.
+    """Return shard → reported state, for the registered shards of this source.
 
     Args:
         instance: the Dagster instance.
@@ -127,12 +127,12 @@ def registered_by(
             unmarked[shard] = last.data_version if last else ""
         elif mark.value == owner:
             own[shard] = last.data_version if last else ""
-    # Registered by hand, or before there were marks: ours if any of them is.
+    # Registered by hand, or before marks existed: all are ours if any of them is.
     return own | (unmarked if own or unmarked.keys() & set(now) else {})
 
 
 def off_the_list(instance: dg.DagsterInstance, naming: Naming, known: Collection[str]) -> list[str]:
-    """Return the shards that were registered once, and are not any more."""
+    """Return the known shards that are no longer registered."""
     registered = set(naming.registered(instance))
     files = naming.key(TRAINING_FILES)
     return [
@@ -150,7 +150,7 @@ def build_source_sensors(
     valuation: Valuation,
     purge: dg.JobDefinition,
 ) -> list[dg.SensorDefinition]:
-    """Build the sensors that look outside: at rows, unless a schedule does, and a local model."""
+    """Build the sensors that watch rows (unless a schedule does) and a local model."""
     automation = plan.automation
     sensors = []
     if automation.schedule is None:
@@ -167,13 +167,13 @@ def build_shard_sensor(
 ) -> dg.SensorDefinition:
     """Build the sensor that watches the training rows.
 
-    It launches nothing but the removal of what is gone: it registers shards, and reports the
-    state of their files, on which automation acts. The cursor is JSON: shard → state. It is
-    written last, and all else may happen twice: so a tick that dies is simply done again.
+    It registers shards, and reports the state of their files, which triggers automation; the only
+    run that it starts itself removes files of removed shards. The cursor is JSON: shard → state.
+    It is written last, and everything else may happen twice, so a tick that dies is repeated.
 
     Args:
         naming: the graph's names.
-        purge: removes the files of shards that are gone.
+        purge: job that removes the files of removed shards.
         automation: options of the sensor: its interval, and the number of shards at a time.
     """
 
@@ -182,7 +182,7 @@ def build_shard_sensor(
         job=purge,
         minimum_interval_seconds=automation.seconds,
         default_status=automation.status,
-        description="Registers new shards, reports changed ones, removes what is gone.",
+        description="Registers new shards, reports changed ones, removes deleted ones.",
     )
     @naming.own
     def new_shards(
@@ -191,7 +191,7 @@ def build_shard_sensor(
         try:
             seen = training_rows.survey()
         except DataFileError as error:
-            # A folder that is away for a while must not look like shards that are gone.
+            # A folder that is missing for a while must not look like removed shards.
             return dg.SkipReason(str(error))
         if seen.passed_over:
             context.log.warning(str(seen))
@@ -200,7 +200,7 @@ def build_shard_sensor(
         known: dict[str, str] = json.loads(context.cursor or "{}")
         missing = off_the_list(instance, naming, known)
         if context.cursor is None:
-            # A cursor that was lost must not hide what has gone since.
+            # A lost cursor must not hide shards that were removed since.
             known = dict.fromkeys(registered_by(instance, naming, owner, now), "")
         if known and not now:
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
@@ -228,9 +228,9 @@ def build_shard_sensor(
 def build_discovery_schedule(
     naming: Naming, purge: dg.JobDefinition, automation: Automation, cron: str
 ) -> dg.ScheduleDefinition:
-    """Build a schedule in place of the sensors: it looks for changes at its hours.
+    """Build a schedule that replaces the sensors: it looks for changes at set hours.
 
-    What is known is read from the event log, where the reports of its last turn lie.
+    The known state is read from the event log, which has the reports of its last tick.
     """
 
     @dg.schedule(
@@ -261,7 +261,7 @@ def build_discovery_schedule(
             return dg.SkipReason(_EMPTY.format(count=len(known), path=training_rows.path))
         found = Discovery.of(known, now, len(now))
         shards = naming.name("shards")
-        # In this order a turn that dies is done again by the next.
+        # In this order a tick that dies is repeated by the next.
         if found.changed:
             instance.add_dynamic_partitions(shards, found.changed)
         for event in found.events(naming, owner):

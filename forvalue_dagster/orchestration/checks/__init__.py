@@ -1,1 +1,1 @@
-"""The checks of the graph, and how a shard is judged."""
+"""The checks of the graph, and the verdicts on shards."""

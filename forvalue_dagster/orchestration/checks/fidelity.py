@@ -1,4 +1,4 @@
-"""An asset check with a model: do values from features rank rows as exact values do?"""
+"""The check `feature_fidelity`: do values from features rank rows like exact values?"""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -17,7 +17,7 @@ FIDELITY = "feature_fidelity"
 
 
 def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition:
-    """Build `feature_fidelity`, which values a sample of each shard exactly and warns."""
+    """Build `feature_fidelity`, which values a sample of each shard exactly, and only warns."""
     scores_key = naming.key("value_scores")
 
     @dg.asset_check(
@@ -29,8 +29,8 @@ def build_fidelity_check(naming: Naming, plan: Plan) -> dg.AssetChecksDefinition
             "raw_finetuning_data": dg.AssetIn(key=naming.key("raw_finetuning_data")),
             "validation_profile": dg.AssetIn(key=naming.key("validation_profile")),
         },
-        description="Values from features rank a seeded sample of the shard's rows as exact "
-        "values do.",
+        description="On a sample of the shard's rows, values from features give the same ranking "
+        "as exact values.",
         pool=plan.compute.pool_of(FIDELITY),
         op_tags=plan.compute.tags(FIDELITY),
         retry_policy=plan.compute.retry_policy,

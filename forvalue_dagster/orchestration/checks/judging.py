@@ -1,4 +1,4 @@
-"""Judging shards: by their stored scores and the profile's probe, and by what else blocks them."""
+"""Verdicts on shards from their scores and the noise probe, and other reasons to block them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def stored_profile(stored: TensorFile) -> ValidationProfile:
 
 @dataclass(frozen=True)
 class StoredProbe:
-    """What of a stored validation profile judges shards.
+    """The parts of a stored validation profile that a shard's verdict needs.
 
     Attributes:
         noise: the noise probe, if one was fitted.
-        prompts: the prompt space, if it tells anything.
+        prompts: the prompt space, if one was fitted.
         identity: identity of the profile.
     """
 
@@ -47,7 +47,7 @@ class StoredProbe:
 
     @classmethod
     def of(cls, stored: TensorFile) -> StoredProbe:
-        """Read it out of the stored profile."""
+        """Read them from the stored profile."""
         from forvalue_dagster.valuation.profile import stored_probe, stored_prompts
 
         return cls(
@@ -57,7 +57,7 @@ class StoredProbe:
         )
 
     def judge(self, shard: str, scores: pl.DataFrame, rules: GateRules) -> ShardVerdict:
-        """Judge a shard by its value scores."""
+        """Return the verdict on a shard from its value scores."""
         return judge_shard(shard, scores, self.noise, self.prompts, self.identity, rules)
 
 
@@ -69,7 +69,7 @@ def judge_shards(
     probe: StoredProbe,
     rules: GateRules,
 ) -> list[ShardEntry]:
-    """Return what may be in the dataset and what may not, shard by shard.
+    """Return for every shard whether it may be in the dataset, and why not.
 
     Args:
         instance: the Dagster instance.
@@ -77,7 +77,7 @@ def judge_shards(
         scores: shard → its value scores.
         raw: shard → its rows.
         probe: noise probe of the validation profile.
-        rules: what stops a shard.
+        rules: the gate's rules.
     """
     entries = []
     for shard, own in scores.items():
@@ -113,7 +113,7 @@ def judge_shards(
 
 
 def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
-    """Show every shard's verdict and figures."""
+    """Return a table of every shard's verdict and figures."""
     columns = (
         "noise_fraction",
         "noise_lower",
@@ -158,7 +158,7 @@ def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
 
 
 def _strangers(scores: pl.DataFrame, raw: pl.LazyFrame) -> int:
-    """Count rows of either table that the other does not hold at the same place."""
+    """Count rows of either table that the other does not have at the same place."""
     own = raw.select("sample_id", *PLACE).collect()
     key = ["sample_id", *PLACE]
     return (

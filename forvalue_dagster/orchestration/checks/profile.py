@@ -1,4 +1,4 @@
-"""The check on a validation profile: is it fit to judge by?"""
+"""The check `profile_fitness`: can training rows be valued with this validation profile?"""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -15,18 +15,18 @@ from forvalue_dagster.quality.verdicts import probe_objection
 from forvalue_dagster.storage.tensors import TensorFile
 
 FITNESS = "profile_fitness"
-# Below this many of a hundred validation rows distinct, the rest are repetitions.
+# Smallest percentage of distinct validation rows without a warning.
 _MIN_DISTINCT = 0.9
 
 
 def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
-    """Build `profile_fitness`, which warns."""
+    """Build `profile_fitness`, which only warns."""
 
     @dg.asset_check(
         asset=naming.key("validation_profile"),
         name=FITNESS,
-        description="The validation rows are many and varied enough, every group is represented, "
-        "the noise probe tells damage from clean rows, and few of the rows look damaged.",
+        description="There are enough different validation rows in every group, the noise probe "
+        "tells damaged rows from clean ones, and few validation rows look damaged.",
     )
     @naming.own
     def profile_fitness(

@@ -1,4 +1,4 @@
-"""Asset checks on rows as they come: Great Expectations, and how they were read."""
+"""Asset checks on raw and validation rows: Great Expectations, and how they were read."""
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROW_WARNINGS = "row_warnings"
 ROW_READING = "row_reading"
-# Metadata of a materialisation that says how its rows were read, which the check looks at.
+# Metadata key of a materialisation: how its rows were read, for the check.
 FORM = "form"
 UNUSED_LIKE_CONVERSATION = "columns_like_conversation"
 
@@ -25,11 +25,11 @@ Suite = Union[str, Path, "ExpectationSuite"]
 
 
 def build_row_checks(naming: Naming, suites: Sequence[Suite]) -> list[dg.AssetChecksDefinition]:
-    """Build the checks of the raw rows, a verdict each shard, and of the validation rows.
+    """Build the checks of the raw rows, with a result for each shard, and of the validation rows.
 
     Args:
         naming: the graph's names.
-        suites: the user's own, beside the default one: JSON files or objects.
+        suites: the user's own suites, in addition to the default one: JSON files or objects.
     """
     return [
         _expectations(naming, "raw_finetuning_data", naming.shards, suites),
@@ -48,8 +48,8 @@ def _expectations(
         ROW_READING,
         asset=key,
         partitions_def=shards,
-        description="Warns of unused columns that look like a part of the conversation, and of a "
-        "form that is another one than before.",
+        description="No unused column looks like a part of the conversation, and the rows have the "
+        "same form as before.",
     )
 
     @dg.multi_asset_check(
@@ -60,15 +60,15 @@ def _expectations(
                 asset=key,
                 blocking=True,
                 partitions_def=shards,
-                description="Great Expectations of severity critical: columns and types, rows "
-                "present, unique by place, readable, with a response.",
+                description="Critical expectations: columns and types are right, and there are "
+                "rows, each once, readable, with a response.",
             ),
             dg.AssetCheckSpec(
                 ROW_WARNINGS,
                 asset=key,
                 partitions_def=shards,
-                description="All other expectations: duplicates, lengths, order of roles, broken "
-                "encoding, patterns of personal data.",
+                description="Other expectations: few duplicates, usual lengths and order of roles, "
+                "no broken encoding, no patterns of personal data.",
             ),
             *([] if shards is None else [reading]),
         ],
@@ -89,7 +89,7 @@ def _expectations(
 def check_reading(
     instance: dg.DagsterInstance, key: dg.AssetKey, shard: str
 ) -> dg.AssetCheckResult:
-    """Say whether the rows of a shard may have been misread.
+    """Check whether the rows of a shard may have been misread.
 
     Args:
         instance: the Dagster instance.
@@ -108,7 +108,7 @@ def check_reading(
             f"unused columns that look like a part of the conversation: {', '.join(columns)}; "
             "name them in the configuration, or in ignore_columns"
         )
-    # A shard of which no row could be read has no form, and one of an earlier version says none.
+    # A shard without a readable row has no form, and neither has one from an earlier version.
     forms = [metadata[FORM].value for metadata in (now, *before) if FORM in metadata]
     if len(forms) > 1 and forms[0] != forms[1]:
         said.append(f"the form is {forms[0]}, and was {forms[1]}; see that it is meant")
@@ -125,7 +125,7 @@ def check_reading(
 
 
 def written_suites(suites: Sequence[Suite]) -> list[Any]:
-    """Return suites as they are written: rows are held to changed ones again."""
+    """Return suites as plain values: rows are checked again when a suite changes."""
     return [
         suite.to_json_dict()
         if not isinstance(suite, str | Path)
@@ -139,14 +139,14 @@ def written_suites(suites: Sequence[Suite]) -> list[Any]:
 def check_rows(
     key: dg.AssetKey, rows: pl.DataFrame, storage: Storage, own_suites: Sequence[Suite], title: str
 ) -> Iterator[dg.AssetCheckResult]:
-    """Hold rows to all suites, and write the pages of what came of it.
+    """Check rows against all suites, and write pages with the results.
 
     Args:
         key: key of the asset.
-        rows: canonical ones.
+        rows: canonical rows.
         storage: the storage to write the pages to.
-        own_suites: the user's, beside the default one.
-        title: the shard, in the pages.
+        own_suites: the user's own suites, in addition to the default one.
+        title: name of the shard in the pages.
     """
     from forvalue_dagster.quality.expectations import critical_result, validate, warning_result
     from forvalue_dagster.quality.row_facts import row_facts

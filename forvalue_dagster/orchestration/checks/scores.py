@@ -1,7 +1,7 @@
-"""Asset checks on value scores: nothing lost, no leak, the noise gate of each shard, warnings.
+"""Asset checks on value scores: row conservation, leakage, each shard's noise gate, warnings.
 
-Leaks of the validation set are looked for here and not at the rows: a new validation set, which
-makes new scores and no new rows, is what they must be looked for again.
+Leakage is checked here and not on the raw rows, because it must be checked again for a new
+validation set, which leads to new scores but not to new rows.
 """
 
 # No `from __future__ import annotations` here: Dagster inspects the annotation of `context`.
@@ -36,7 +36,7 @@ from forvalue_dagster.quality.standing import latest_materialization
 from forvalue_dagster.quality.verdicts import ShardVerdict
 from forvalue_dagster.storage.tensors import TensorFile
 
-# Metadata: how values are spread, and how they were when the shard was last valued.
+# Metadata keys: the distribution of values now, and when the shard was last valued.
 HISTOGRAM = "value_histogram"
 NEAR_LEAKAGE = "validation_near_leakage"
 NOISE_WARNING = "noise_warning"
@@ -46,23 +46,24 @@ SKIPPED = "skipped"
 
 _CHECKS = {
     ROW_CONSERVATION: "Every raw row is scored or skipped with a reason, once.",
-    LEAKAGE: "No training row is a validation row or holds one, letter case, width, punctuation, "
-    "accents, invisible characters and look-alike letters aside.",
+    LEAKAGE: "No training row equals or contains a validation row. Letter case, width, "
+    "punctuation, accents, invisible characters and look-alike letters are ignored.",
     NEAR_LEAKAGE: "No training row has a validation row's prompt, or most of its words in the "
     "same order.",
     NOISE_FRACTION: "The lower end of the 95 % interval of the share of noisy rows is within the "
-    "limit, the noise probe is fit to tell, the rows are enough and like known ones, and the "
-    "prompts are like the validation prompts.",
-    NOISE_WARNING: "The estimated share of noisy rows is within the limit too, and nothing about "
-    "the gate was waived.",
-    VALUE_DISTRIBUTION: "Few rows harm, and values lie as they did when the shard was last valued.",
+    "limit, the noise probe is reliable, there are enough rows of known kinds, and the prompts "
+    "are like the validation prompts.",
+    NOISE_WARNING: "The estimated share of noisy rows is within the limit too, and no rule of the "
+    "gate was waived.",
+    VALUE_DISTRIBUTION: "Few rows are harmful, and values are distributed as when the shard was "
+    "last valued.",
     TRUNCATION: "Few rows were cut to the model's window.",
     SKIPPED: "Few rows are without a score.",
 }
 
 
 def build_score_checks(naming: Naming) -> dg.AssetChecksDefinition:
-    """Build the checks of `value_scores`, a verdict each shard, in one step."""
+    """Build the checks of `value_scores`, with a result for each shard, in one step."""
     key = naming.key("value_scores")
 
     @dg.multi_asset_check(
@@ -115,8 +116,8 @@ class ScoreJudge:
         key: key of the scores.
         probe: noise probe of the profile that the scores were computed with.
         validation: the validation rows.
-        rules: what stops a shard.
-        warnings: what warns.
+        rules: the gate's rules.
+        warnings: the thresholds of warnings.
     """
 
     key: dg.AssetKey
@@ -128,13 +129,13 @@ class ScoreJudge:
     def check(
         self, shard: str, scores: pl.DataFrame, rows: pl.DataFrame, previous: object
     ) -> Iterator[dg.AssetCheckResult]:
-        """Judge a shard.
+        """Return the results of all checks for a shard.
 
         Args:
             shard: the partition.
             scores: its value scores.
             rows: its rows.
-            previous: metadata: how its values were spread when it was last valued.
+            previous: distribution of its values when it was last valued, from metadata.
         """
         key, warnings = self.key, self.warnings
         yield check_conservation(key, scores, rows.select("shard", "row"))
@@ -187,7 +188,7 @@ def check_conservation(
 def check_leakage(
     key: dg.AssetKey, rows: pl.DataFrame, validation: pl.DataFrame, warnings: WarningPolicy
 ) -> Iterator[dg.AssetCheckResult]:
-    """Report rows of the validation set among the training rows: equal ones, and near ones."""
+    """Report training rows that equal, or nearly equal, validation rows."""
     from forvalue_dagster.quality.leakage import find_leaks
 
     leaks = find_leaks(rows, validation, warnings.near_leak_similarity)
@@ -208,7 +209,7 @@ def check_leakage(
             passed=found.is_empty(),
             severity=dg.AssetCheckSeverity.ERROR if name == LEAKAGE else dg.AssetCheckSeverity.WARN,
             description=f"{len(found)} of {len(rows)} rows {what}"
-            + (f"{named}. Take them out of the one or the other." if len(found) else "."),
+            + (f"{named}. Remove them from one of the two sets." if len(found) else "."),
             metadata={
                 "leaks": len(found),
                 "rows": len(rows),
@@ -221,10 +222,10 @@ def check_leakage(
 def check_noise(
     key: dg.AssetKey, scores: pl.DataFrame, verdict: ShardVerdict
 ) -> Iterator[dg.AssetCheckResult]:
-    """Report the shard's verdict: what blocks, and apart from it what warns.
+    """Report the shard's verdict in two checks: one that blocks, and one that warns.
 
-    Apart, because Dagster's automation holds back what lies behind a blocking check that failed,
-    however mild its severity.
+    Two, because Dagster's automation stops everything downstream of a failed blocking check,
+    whatever its severity.
     """
     description = f"{verdict.summary[0].upper()}{verdict.summary[1:]}."
     figures: dict[str, Any] = {
@@ -301,7 +302,7 @@ def check_distribution(
 
 
 def _worst(scores: pl.DataFrame, column: str, *, descending: bool) -> pl.DataFrame:
-    """Return the first rows by a score: their place and scores, never their text."""
+    """Return the first rows by a score: shard, row number and scores, never their text."""
     shown = ["sample_id", "row", column, "nll", "response_tokens"]
     present = [name for name in shown if name in scores.columns]
     rows = scores.filter(pl.col(column).is_not_null()).sort(column, descending=descending)

@@ -1,4 +1,4 @@
-"""The check on a selection: is what was kept worth more, and did nobody starve?"""
+"""The check on a selection: are kept rows worth more, without starving a shard or group?"""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_selection(
         key: key of the filtered dataset.
         kept: the rows kept, with their scores.
         shards: shard → value scores, of the shards that passed.
-        groups: value columns of the validation groups, where there are several.
-        warnings: what counts as starved.
+        groups: value columns of the validation groups, if there are several.
+        warnings: the thresholds of warnings.
     """
     scored = pl.concat(shards.values(), how="diagonal").filter(pl.col("status") == "scored")
     problems = []

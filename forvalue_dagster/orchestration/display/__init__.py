@@ -1,1 +1,1 @@
-"""What people see: plots, tables and pages."""
+"""Plots, tables and pages for people."""

@@ -38,7 +38,7 @@ def outcome_counts(table: pl.DataFrame) -> dict[str, dg.MetadataValue]:
 
 
 def extremes(rows: pl.DataFrame) -> dg.MetadataValue:
-    """Show a few rows by their place and scores, never by their text."""
+    """Show a few rows by shard, row number and scores, never by their text."""
     shown = rows.select(
         "sample_id", "row", pl.col("value", "alignment", "nll").round(3), "response_tokens"
     )
@@ -75,12 +75,12 @@ def describe_probe(probe: NoiseProbe) -> dict[str, Any]:
 
 
 def share(flags: pl.Series) -> float:
-    """Return the share of rows marked, 0 where there is none."""
+    """Return the share of true flags, 0 without any row."""
     return round(float(flags.mean() or 0.0), 4)  # type: ignore[arg-type]
 
 
 def listing(name: str, rows: pl.DataFrame) -> dict[str, dg.MetadataValue]:
-    """Show the first rows of a table that holds no text; nothing if it is empty."""
+    """Show the first rows of a table without text; nothing if it is empty."""
     if rows.is_empty():
         return {}
     shown = rows.head(MAX_ROWS_LISTED)

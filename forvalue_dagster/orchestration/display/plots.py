@@ -1,4 +1,4 @@
-"""Plots for the Dagster UI: small pictures in metadata, legible on light and on dark."""
+"""Plots for the Dagster UI: small pictures in metadata, readable in light and dark mode."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def histogram(
     unit: str,
     marks: Mapping[str, float] | None = None,
 ) -> dg.MetadataValue:
-    """Draw distributions over each other, with vertical marks, for the UI.
+    """Draw several distributions in one plot, with vertical lines, for the UI.
 
     Args:
         series: name → values; nulls are left out.
-        title: what is shown.
+        title: title of the plot.
         unit: label of the horizontal axis.
         marks: name → position of a vertical line.
 
@@ -68,7 +68,7 @@ def histogram_figure(
     unit: str,
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw distributions over each other; arguments as of `histogram`."""
+    """Draw several distributions in one plot; arguments as in `histogram`."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _axes(title, 2.8)
@@ -95,11 +95,11 @@ def histogram_figure(
 def interval_figure(
     intervals: Mapping[str, tuple[float, float, float]], *, title: str, unit: str, limit: float
 ) -> Figure:
-    """Draw estimates with their intervals, one line each, and a limit.
+    """Draw estimates with their intervals, one row each, and a limit.
 
     Args:
         intervals: name → (lower end, estimate, upper end).
-        title: what is shown.
+        title: title of the plot.
         unit: label of the horizontal axis.
         limit: position of a vertical line.
     """
@@ -128,7 +128,7 @@ def as_svg(figure: Figure) -> str:
 
 @contextmanager
 def _names_as_they_are(figure: Figure) -> Iterator[None]:
-    """Draw names as text inside: a dollar sign begins no formula."""
+    """Make names inside plain text: a dollar sign does not start a formula."""
     from matplotlib import rc_context
     from matplotlib.text import Text
 
@@ -139,7 +139,7 @@ def _names_as_they_are(figure: Figure) -> Iterator[None]:
 
 
 def _short(name: str, length: int = 40) -> str:
-    """Shorten a name in its middle: a long one would leave no room for what is drawn."""
+    """Shorten a name in its middle: a long one would leave no room for the plot."""
     kept = length // 2
     return name if len(name) <= length else f"{name[:kept]}…{name[1 - kept :]}"
 

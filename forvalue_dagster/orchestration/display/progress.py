@@ -1,4 +1,4 @@
-"""What a pass says of itself, in the Dagster log: progress, and its warnings."""
+"""Progress and warnings of a pass in the Dagster log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def log_progress(log: logging.Logger, rows: int) -> Callable[[int, int], None]:
-    """Return a callback that logs rows, speed and time left, not more than every ten seconds."""
+    """Return a callback that logs rows, speed and time left, at most every ten seconds."""
     started = last = time.monotonic()
 
     def report(done: int, tokens: int) -> None:
@@ -32,7 +32,7 @@ def log_progress(log: logging.Logger, rows: int) -> Callable[[int, int], None]:
 
 @contextmanager
 def engine_warnings(log: logging.Logger) -> Iterator[None]:
-    """Pass warnings of what knows no run, such as the engine, on to a run's log."""
+    """Forward warnings of code that does not know the run, such as the engine, to its log."""
     handler = _PassOn(log)
     logger = logging.getLogger("forvalue_dagster")
     logger.addHandler(handler)

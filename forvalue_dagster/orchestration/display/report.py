@@ -1,4 +1,4 @@
-"""A filtered dataset on one page, for people without the UI; and the same as JSON."""
+"""A one-page report on a filtered dataset, for people without the UI, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def build_report(
     groups: Sequence[str],
     configuration: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Gather what a person asks of a dataset, as plain values; rows by their ids, never by text.
+    """Collect the report on a dataset as plain values; rows by their ids, never by text.
 
     Args:
         manifest: manifest of the dataset.
-        decided: every row's place and scores, with `drop_reason`, null for a kept row.
+        decided: shard, row number and scores of every row, with `drop_reason`, null if kept.
         scores: shard → its value scores.
         groups: columns of the values for validation groups.
         configuration: name of a part → its settings.
@@ -94,8 +94,8 @@ def render_report(report: Mapping[str, Any], decided: pl.DataFrame) -> str:
     """Return the page: HTML that needs no other file.
 
     Args:
-        report: from `build_report`.
-        decided: as there.
+        report: result of `build_report`.
+        decided: as in `build_report`.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -139,7 +139,7 @@ def _rows(rows: pl.DataFrame, scores: Mapping[str, pl.DataFrame]) -> list[dict[s
 
 
 def _quantiles(kept: pl.DataFrame, dropped: pl.DataFrame, name: str) -> dict[str, Any]:
-    """Return five-number summaries of the values kept and dropped."""
+    """Return five-number summaries of the values of kept and dropped rows."""
     return {
         side: {
             f"{share:.0%}": None if table[name].is_empty() else table[name].quantile(share)

@@ -1,4 +1,4 @@
-"""Small pictures of rows' images for the Dagster UI; only where they are asked for."""
+"""Small pictures of rows' images for the Dagster UI, only on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def thumbnails(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> dict[str
     Args:
         scores: value scores of a shard.
         rows: canonical rows of the shard.
-        count: pictures of either kind.
+        count: number of pictures of each kind.
     """
     with_images = rows.filter(pl.col("images").list.len() > 0)
     ranked = (
@@ -52,7 +52,7 @@ def thumbnails(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> dict[str
 
 
 def _thumbnail(data: bytes) -> str:
-    """Return a picture as a data URI; empty if there is none in the bytes."""
+    """Return a picture as a data URI; empty if the bytes are not an image."""
     try:
         picture = decode_picture(data)
     except PictureError:

@@ -1,1 +1,1 @@
-"""What a user of the graph decides: sources, resources, policies, plan."""
+"""Options of the graph: sources, resources, policies and plan."""

@@ -1,4 +1,4 @@
-"""Who is told when something is wrong."""
+"""Alerts and their options."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Kind = Literal["blocked", "warning", "stale", "override"]
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing that somebody should know.
+    """One message to a person about something that is wrong.
 
     Attributes:
-        kind: a blocked shard or dataset, a warning, a dataset that is stale, or a policy or a gate
-            that was overridden.
-        subject: what it is about: a check, a shard, a dataset.
-        text: a sentence for a person; figures and names, never text of rows.
+        kind: kind of the alert: a blocked shard or dataset, a warning, a stale dataset, or an
+            overridden policy or gate.
+        subject: the check, shard or dataset that it is about.
+        text: a sentence for a person, with figures and names, but never text of rows.
     """
 
     kind: Kind
@@ -30,21 +30,20 @@ class Alert:
 
 
 class Alerts(Options, hide_input_in_errors=True):  # a webhook is a secret
-    """Who is told of blocked shards, warnings, stale datasets and overrides, once each."""
+    """Receivers of alerts: one alert for each blocked shard, warning, stale dataset, override."""
 
     webhook: InstanceOf[str] | None = Field(  # keeps an EnvVar as it is
         default=None,
         repr=False,
-        description='URL that JSON is posted to, {"text": …, "kind": …, "subject": …}: as an '
-        "incoming webhook of Slack, Mattermost or Teams takes it; best an EnvVar, for it is a "
-        "secret.",
+        description='URL to post JSON to, {"text": …, "kind": …, "subject": …}, as incoming '
+        "webhooks of Slack, Mattermost and Teams expect it; best an EnvVar, as it is a secret.",
     )
     notify: Callable[[Alert], object] | None = Field(
         default=None,
-        description="Called with each Alert, instead of or beside the webhook.",
+        description="Function called with each Alert, instead of or in addition to the webhook.",
     )
     stale_minutes: float = Field(
-        default=60, description="A dataset is reported when it has been stale for so long."
+        default=60, description="A dataset is reported when it has been stale for this long."
     )
     seconds: int = Field(default=60, ge=1, description="Seconds between two looks.")
     running: bool = Field(default=True, description="Whether the sensor runs by default.")

@@ -1,4 +1,4 @@
-"""Which of the graph's optional pieces there are, when it runs, and where."""
+"""The graph's optional parts, and the options of automation and compute."""
 
 from __future__ import annotations
 
@@ -13,71 +13,71 @@ from forvalue_dagster.options.base import Options
 from forvalue_dagster.options.selection import Attribution, Refine
 from forvalue_dagster.options.warm_up import WarmUp
 
-# (context of the step, what the worker is to know) → the finished process.
+# (context of the step, the worker's job) → the finished process.
 Worker = Callable[[dg.AssetExecutionContext, dict[str, Any]], dg.PipesClientCompletedInvocation]
 
 
 class Automation(Options):
-    """When the graph looks for changes, and how many shards it takes at a time."""
+    """When to look for changes, and how many shards to process at a time."""
 
     running: bool = Field(
         default=True,
-        description="Whether the sensors, and the schedule, run by default: those that watch rows "
+        description="Whether the sensors and the schedule run by default: those that watch rows "
         "and a local model, and the one that rebuilds whatever depends on a change.",
     )
     schedule: str | None = Field(
         default=None,
-        description="A cron expression; rows are then looked at by a schedule at its hours, in "
-        "place of the sensors that watch them.",
+        description="A cron expression for a schedule that looks for changed rows, in place of "
+        "the sensors that watch them.",
     )
     seconds: int = Field(default=30, ge=1, description="Seconds between two looks of a sensor.")
     shards_per_tick: int = Field(
         default=200,
         ge=1,
-        description="At most so many new or changed shards are registered in one look of a "
+        description="At most this many new or changed shards are registered in one look of a "
         "sensor; the schedule takes all.",
     )
     shards_per_run: int = Field(
-        default=100, ge=1, description="At most so many shards in a run over many."
+        default=100, ge=1, description="At most this many shards in a run over many."
     )
 
     @property
     def status(self) -> dg.DefaultSensorStatus:
-        """Of the sensors, by default."""
+        """The sensors' default status."""
         return dg.DefaultSensorStatus.RUNNING if self.running else dg.DefaultSensorStatus.STOPPED
 
     @property
     def schedule_status(self) -> dg.DefaultScheduleStatus:
-        """Of the schedule, by default."""
+        """The schedule's default status."""
         return dg.DefaultScheduleStatus(self.status.value)
 
     @property
     def many_shards(self) -> dg.BackfillPolicy:
-        """How backfills, and automation, gather shards into runs."""
+        """The policy by which backfills and automation group shards into runs."""
         return dg.BackfillPolicy.multi_run(self.shards_per_run)
 
 
 class Compute(Options):
-    """Where the steps run that load the model."""
+    """Where the steps that load the model run."""
 
     pool: str | None = Field(default=None, description="Concurrency pool of these steps.")
     step_pools: Mapping[str, str] = Field(
         default_factory=dict,
-        description="Step → another pool of it; the steps are named by their asset, or check.",
+        description="Step → its own pool; a step has the name of its asset or check.",
     )
     op_tags: Mapping[str, Any] = Field(
         default_factory=dict, description="Tags of these steps, for an executor or launcher."
     )
     step_tags: Mapping[str, Mapping[str, Any]] = Field(
-        default_factory=dict, description="Step → further tags of it."
+        default_factory=dict, description="Step → further tags of this step."
     )
     retry_policy: InstanceOf[dg.RetryPolicy] | None = Field(
         default=None, description="Retry policy of these steps."
     )
     worker: Worker | None = Field(
         default=None,
-        description="Starts a process that computes features elsewhere "
-        "(`forvalue_dagster.worker`); each shard has a run and a process of its own then.",
+        description="Function that starts a process to compute features elsewhere "
+        "(`forvalue_dagster.worker`); each shard then has its own run and process.",
     )
 
     def pool_of(self, step: str) -> str | None:
@@ -91,16 +91,16 @@ class Compute(Options):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of the graph's optional pieces there are.
+    """The graph's optional parts.
 
     Attributes:
-        scoring: "features" values stored features, "exact" passes rows through the model again.
-        refine: compute rows near the selection's boundary exactly; None does not.
-        attribution: name the strongest pairs of training and validation rows; None does not.
-        warm_up: train an adapter before anything is valued; None does not.
+        scoring: "features" scores from stored features, "exact" passes rows through the model.
+        refine: options of the refinement; None for no refinement.
+        attribution: options of the attribution; None for no attribution.
+        warm_up: options of the warm-up; None for no warm-up.
         watches_model: whether the model is a local folder, which is then watched for changes.
-        automation: when it runs.
-        compute: where.
+        automation: options of automation.
+        compute: options of the steps that load the model.
     """
 
     scoring: Literal["features", "exact"] = "features"
@@ -117,7 +117,7 @@ class Plan:
         return self.scoring == "features" or self.attribution is not None
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Check that the options do not contradict each other."""
         if self.scoring not in ("features", "exact"):
             raise ValueError(
                 f"scoring {self.scoring!r} is unknown; expected 'features' or 'exact'."

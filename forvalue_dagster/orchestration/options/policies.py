@@ -1,4 +1,4 @@
-"""Typed configuration: what is kept, what blocks, what warns."""
+"""Policies: which rows are kept, what blocks a shard, what warns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class SelectionPolicy(
     """Which rows of the shards that passed go into the filtered dataset."""
 
 
-# Settings of the gate that no shard's verdict rests on.
+# Settings of the gate that no shard's verdict depends on.
 NOT_OF_SHARDS = ("on_blocked_shard", "allow_overrides", "override_reason")
 
 
 class GatePolicy(dg.ConfigurableResource["GatePolicy"], GateRules, InYaml, extra="forbid"):
-    """What stops a shard, and what a stopped shard stops."""
+    """What blocks a shard, and what a blocked shard stops."""
 
     on_blocked_shard: Literal["fail", "exclude"] = Field(
         default="fail",
@@ -32,12 +32,12 @@ class GatePolicy(dg.ConfigurableResource["GatePolicy"], GateRules, InYaml, extra
     )
     allow_overrides: bool = Field(
         default=False,
-        description="Whether a run's configuration may change this policy, the selection's, or "
-        "where files lie; else a dataset that was made so is not certified.",
+        description="Whether a run's configuration may change this policy, the selection policy "
+        "or the storage. Otherwise a dataset made with such a change is not certified.",
     )
     override_reason: str | None = Field(
         default=None,
-        description="Why a run's configuration changes the policy; for the run's configuration.",
+        description="Reason for changing the policy; to be set in the run's configuration.",
     )
 
 
@@ -48,7 +48,7 @@ class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], InYaml, extra="for
         default=0.8,
         gt=0,
         le=1,
-        description="Share of word triples in common from which a training row nearly equals a "
+        description="Share of common word triples above which a training row nearly equals a "
         "validation row.",
     )
     max_harmful_share: float = Field(
@@ -76,6 +76,6 @@ class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], InYaml, extra="for
         default=0.1,
         ge=0,
         le=1,
-        description="A shard is starved if the selection keeps less than this share of what an "
-        "even selection would keep of it.",
+        description="A shard is starved if the selection keeps less than this share of the rows "
+        "that an even selection would keep of it.",
     )

@@ -1,4 +1,4 @@
-"""Typed configuration: the model that values rows, and how."""
+"""The resource `Valuation`: the model and the valuation options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from forvalue_dagster.models.loading import LoadedModel
 
 
-# What of a valuation decides features; what decides the profile, besides; what decides scores.
+# The options that change features; further ones that change the profile; and the scores.
 FEATURE_SETTINGS = (
     *("name", "adapter", "revision", "dtype", "quantization", "max_length", "chat_template"),
     *("template_date", "tokens", "top_errors", "hidden"),
@@ -45,19 +45,19 @@ class Valuation(
     InYaml,
     extra="forbid",
 ):
-    """The model that values rows, and how."""
+    """The model, and how it values rows."""
 
     thumbnails: int = Field(
         default=0,
         ge=0,
         le=20,
-        description="Show the images of so many of the most and least valuable rows in the "
+        description="Show the images of this many of the most and least valuable rows in the "
         "metadata of value_scores. They are then in the event log.",
     )
     fidelity_rows: int = Field(
         default=50,
         ge=2,
-        description="Rows of each shard that are also valued exactly, to measure the features.",
+        description="Rows of each shard that are also valued exactly, to check the features.",
     )
     min_fidelity: float = Field(
         default=0.99,
@@ -75,7 +75,7 @@ class Valuation(
     noise_rows: int = NoiseOptions.field("max_rows")
 
     def local_folders(self) -> list[Path]:
-        """Return the folders that the model is loaded from, as far as they are local."""
+        """Return the local folders that the model is loaded from."""
         named = [self.name, *([self.adapter] if self.adapter else [])]
         return [Path(name) for name in named if Path(name).is_dir()]
 
@@ -86,13 +86,13 @@ class Valuation(
 
     @contextmanager
     def session(self, adapter: Path | None = None) -> Iterator[LoadedModel]:
-        """Lend the model, loaded once a process; a cancelled run gives its memory back."""
+        """Lend the model, loaded once for each process; a cancelled run frees its memory."""
         from forvalue_dagster.models.loading import load_model, release_model
 
         try:
             yield load_model(self.config(adapter))
         except BaseException as error:
-            # Cancelled, not failed: the process may live on, with the device in its hand.
+            # Cancelled, not failed: the process may continue while still holding the GPU.
             if not isinstance(error, Exception):
                 release_model()
             raise

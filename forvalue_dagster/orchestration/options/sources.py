@@ -1,4 +1,4 @@
-"""Typed configuration: where rows come from."""
+"""Sources of rows: files, or another asset, and how their rows are read."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from forvalue_dagster.storage.source_files import (
     state_of,
 )
 
-# A file that is written while it is read is read again, so often.
+# Number of times that a file is read again if it changes while it is read.
 _ATTEMPTS = 3
 
 
 class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
-    """Where rows keep their conversation, and what becomes of bad ones."""
+    """The columns of a row's conversation, and what to do with unreadable rows."""
 
     messages_column: str | None = Field(
         default=None, description="Column with a list of messages. Detected by default."
@@ -75,20 +75,20 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         "are skipped. Detected by default, if it holds true and false.",
     )
     text_column: str | None = Field(
-        default=None, description="Column with text alone, which is scored with tokens 'all'."
+        default=None, description="Column with plain text, which is scored with tokens 'all'."
     )
     response_marker: str | None = Field(
         default=None,
-        description="What stands in a text in front of the response, such as '### Answer:'.",
+        description="Marker in a text in front of the response, such as '### Answer:'.",
     )
     ignore_columns: list[str] = Field(
         default=[],
-        description="Columns that are no part of the conversation, although their names are usual "
-        "for one.",
+        description="Columns that are not part of the conversation, although they are named like "
+        "one.",
     )
     llamafactory: dict[str, Any] | None = Field(
         default=None,
-        description="An entry of LLaMA-Factory's dataset_info.json as it is, in the place of the "
+        description="An entry of LLaMA-Factory's dataset_info.json, unchanged, in place of the "
         "other columns.",
     )
     images_column: str | None = Field(
@@ -100,8 +100,8 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
     )
     on_bad_row: Literal["raise", "skip"] = Field(
         default="raise",
-        description="'raise' stops at an unreadable row; 'skip' keeps it, unscored, with its "
-        "problem.",
+        description="'raise' stops at an unreadable row; 'skip' keeps it with its problem, and "
+        "does not score it.",
     )
 
     @field_validator("prompt_column")
@@ -122,9 +122,9 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
         """Return rows, or the rows of a file, in the canonical schema, and how they were read.
 
         Args:
-            rows: as of `read_rows`.
+            rows: rows as in `read_rows`.
             shard: name of the shard.
-            images: where images lie that are named by path.
+            images: folder of images that are named by path.
             limits: limits of what is read of a file.
 
         Raises:
@@ -142,7 +142,7 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
 
     @property
     def columns(self) -> Columns:
-        """Where rows keep their conversation.
+        """The columns of a row's conversation.
 
         Raises:
             ValueError: if settings contradict each other.
@@ -174,51 +174,49 @@ class RowForm(dg.ConfigurableResource["RowForm"], InYaml, extra="forbid"):
 
 
 class RowSource(RowForm):
-    """Finetuning rows in files: what lies directly inside a folder or prefix is a shard each."""
+    """Finetuning rows in files: each file or dataset directly inside a folder is a shard."""
 
     path: str = Field(
         description="A data file, a folder of them, a directory of Hugging Face datasets (with "
         "split), or a prefix s3://bucket/prefix."
     )
     split: str | None = Field(
-        default=None, description="Of a directory of Hugging Face datasets: 'train', …"
+        default=None, description="Split of a directory of Hugging Face datasets: 'train', …"
     )
     image_root: str | None = Field(
         default=None,
-        description="Folder, or prefix such as s3://… or https://…, that images named by path lie "
-        "in; by default the path's own folder. Nothing outside of it is read.",
+        description="Folder, or prefix such as s3://… or https://…, of images that are named by "
+        "path; by default the path's own folder. Nothing outside of it is read.",
     )
     s3: S3Resource | None = Field(
         default=None,
-        description="Endpoint, region, profile and retries of s3://; by default the ordinary "
-        "chain of credentials.",
+        description="Endpoint, region, profile and retries of s3://; by default the usual "
+        "credentials are used.",
     )
     line_bytes: int = Field(
         default=DEFAULT_LIMITS.line_bytes,
         gt=0,
-        description="The longest line, or row of a text file, that is read; a longer one is a "
-        "problem.",
+        description="Largest size of a line, or row of a text file; a longer one is a problem.",
     )
     file_bytes: int = Field(
         default=DEFAULT_LIMITS.file_bytes,
         gt=0,
-        description="How much of a file is taken into memory, decompressed; one that holds more "
-        "is refused.",
+        description="Largest size of a file in memory, decompressed; a larger file is an error.",
     )
 
     def listing(self) -> dict[str, ShardFile]:
         """Return shard → file; an empty folder has none yet.
 
         Raises:
-            DataFileError: as `survey`.
+            DataFileError: as in `survey`.
         """
         return self.survey().shards
 
     def survey(self) -> Survey:
-        """Return the shards, and what is passed over.
+        """Return the shards, and the files that are passed over.
 
         Raises:
-            DataFileError: if the place is absent, not accessible, or holds nothing that is read.
+            DataFileError: if the path is missing, not accessible, or holds nothing to read.
         """
         files, only = self._files()
         if only is not None:
@@ -241,31 +239,31 @@ class RowSource(RowForm):
         return Survey(shards, passed_over)
 
     def state(self) -> str:
-        """Return one state for all files, another one whenever some content is another.
+        """Return one state for all files, which changes with any file's content.
 
         Raises:
-            DataFileError: as `listing`.
+            DataFileError: as in `listing`.
         """
         return self.survey().state
 
     def read(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
     ) -> pl.DataFrame:
-        """Read one shard, or everything; takes and raises what `read_with_reading` does."""
+        """Read one shard, or all; arguments and errors as in `read_with_reading`."""
         return self.read_with_reading(shard, listing)[0]
 
     def read_with_reading(
         self, shard: str | None = None, listing: dict[str, ShardFile] | None = None
     ) -> tuple[pl.DataFrame, RowReading]:
-        """Read one shard, or everything, and say how it was read.
+        """Read one shard, or all, and say how it was read.
 
         Args:
-            shard: None reads all of them.
+            shard: name of the shard; None reads all shards.
             listing: listing of the source, if it is known.
 
         Raises:
             ValueError: if there is no such shard.
-            DataFileError: if a file or row cannot be read, or a file is written all the time.
+            DataFileError: if a file or row cannot be read, or a file changes all the time.
         """
         listing = self.listing() if listing is None else listing
         if shard is None:
@@ -299,7 +297,7 @@ class RowSource(RowForm):
         )
 
     def _files(self) -> tuple[SourceFiles, str | None]:
-        """Return the folder, and the one file or dataset in it if the path is that."""
+        """Return the folder, and the one file or dataset in it if the path names one."""
         if shown(self.path) != self.path or "://" in self.path.removeprefix("s3://"):
             raise DataFileError(
                 f"{shown(self.path)} is no place that rows are read from; expected a local path or "
@@ -330,7 +328,7 @@ class RowSource(RowForm):
 
 
 class UpstreamRows(RowForm):
-    """Finetuning rows that another asset yields: a frame of any library, or a list of dicts.
+    """Finetuning rows from another asset: a frame of any library, or a list of dicts.
 
     If that asset is partitioned, its partitions are the shards; otherwise it is one shard.
     """
@@ -343,15 +341,15 @@ class UpstreamRows(RowForm):
         return dg.AssetKey.from_user_string(self.asset)
 
     def rows_of(self, obj: Any, shard: str) -> pl.DataFrame:
-        """Return what the asset yielded; takes and raises what `rows_with_reading` does."""
+        """Return the asset's rows; arguments and errors as in `rows_with_reading`."""
         return self.rows_with_reading(obj, shard)[0]
 
     def rows_with_reading(self, obj: Any, shard: str) -> tuple[pl.DataFrame, RowReading]:
-        """Return what the asset yielded in the canonical schema, and how it was read.
+        """Return the asset's rows in the canonical schema, and how they were read.
 
         Raises:
-            DataFileError: if it is nothing that holds rows, a row cannot be read, or the shard's
-                name cannot be a file's.
+            DataFileError: if the object holds no rows, a row cannot be read, or the shard's name
+                cannot be a file's.
         """
         if reason := unfit_name(shard):
             raise DataFileError(
@@ -362,6 +360,6 @@ class UpstreamRows(RowForm):
         except DataFileError as error:
             raise DataFileError(f"{self.asset} yields {error}") from None
         if isinstance(table, pl.DataFrame):
-            # A frame that was canonical before: its places and ids may not be what it holds now.
+            # A frame that was canonical before: its row numbers and ids may be out of date.
             return self.canonical(table.drop("shard", "row", "sample_id", strict=False), shard)
         return self.canonical(obj, shard)
