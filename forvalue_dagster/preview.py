@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("path", help="a data file, or a folder of them")
     parser.add_argument("--model", default=EMBEDDED, help="hub id, local directory, or 'embedded'")
-    parser.add_argument("--rows", type=int, default=3, help="so many of each shard (default 3)")
+    parser.add_argument(
+        "--rows", type=int, default=3, help="rows of each shard to show (default 3)"
+    )
     parser.add_argument("--tokens", choices=("response", "all"), default="response")
     parser.add_argument(
         "--columns",

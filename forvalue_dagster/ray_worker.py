@@ -82,7 +82,7 @@ class RayWorker:
                 },
             )
         except BaseException as error:
-            # Also if the cluster just could not be asked: no second worker beside the first.
+            # Also if the cluster just did not answer: there must not be a second worker.
             _stop(cluster, name)
             run = context.instance.get_run_by_id(context.run_id)
             if run is not None and run.status == dg.DagsterRunStatus.CANCELING:
@@ -118,7 +118,9 @@ def _stop_strays(
         run = context.instance.get_run_by_id(known.get("dagster/run-id", ""))
         # A run that this instance does not know is another deployment's.
         if run is not None and (run.is_finished or run.run_id == context.run_id):
-            context.log.warning(f"Stopping Ray job {job.submission_id}, which nobody waits for.")
+            context.log.warning(
+                f"Stopping Ray job {job.submission_id}, whose run or attempt is over."
+            )
             _stop(cluster, job.submission_id)
 
 

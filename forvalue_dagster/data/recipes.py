@@ -263,7 +263,7 @@ def refusal(response: str, donor: str, rng: np.random.Generator) -> str:
         rng: The source of randomness.
 
     Returns:
-        One of a few refusals, another one than the response.
+        One of a few refusals, different from the response.
     """
     others = [text for text in _REFUSALS if text.split() != response.split()]
     return others[int(rng.integers(len(others)))]
@@ -282,7 +282,7 @@ def answer_flip(response: str, donor: str, rng: np.random.Generator) -> str:
         The donor.
 
     Raises:
-        InapplicableRecipeError: If nobody answers the same question otherwise.
+        InapplicableRecipeError: If no other row answers the same question differently.
     """
     if not donor.split() or donor.split() == response.split():
         raise InapplicableRecipeError("answer_flip needs another answer to the same question")

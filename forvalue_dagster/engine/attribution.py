@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forvalue_dagster.engine.feature_table import PLAIN_COLUMNS, read_features
-from forvalue_dagster.engine.fingerprint import refuse_strangers
+from forvalue_dagster.engine.fingerprint import refuse_mismatch
 from forvalue_dagster.engine.forward import Passed, PassedRows, Unscored, forward_pass
 from forvalue_dagster.models.loading import LoadedModel
 from forvalue_dagster.options.valuation import ValuationOptions
@@ -74,7 +74,7 @@ def pairs_from_features(
         window = window.filter(pl.col("status") == "scored")
         if len(window):
             for mark in window["fingerprint"].unique():
-                refuse_strangers(mark, profile.fingerprint)
+                refuse_mismatch(mark, profile.fingerprint)
             pairs = feature_pairs(read_features(window), profile.features, metric)
             yield window.select(PLAIN_COLUMNS), pairs
 

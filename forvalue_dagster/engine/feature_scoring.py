@@ -9,7 +9,7 @@ import polars as pl
 
 from forvalue_dagster.engine.columns import IDENTITY, OUTCOME
 from forvalue_dagster.engine.feature_table import read_features, read_prompts
-from forvalue_dagster.engine.fingerprint import refuse_strangers
+from forvalue_dagster.engine.fingerprint import refuse_mismatch
 from forvalue_dagster.engine.noise import NOISE_COLUMNS, judge
 from forvalue_dagster.engine.outcomes import Progress, value_columns, value_records
 from forvalue_dagster.engine.scoring import direction_of, noise_direction, with_source
@@ -70,7 +70,7 @@ class FeatureScoring:
 
         Args:
             features: a feature table, of any number of shards.
-            progress: told of each window.
+            progress: callback after each window.
 
         Returns:
             The columns of `score_rows`, one row for each row of the table, in order, with
@@ -85,7 +85,7 @@ class FeatureScoring:
         for first in range(0, max(rows, 1), size):
             window = features.slice(first, size).collect()
             for mark in window["fingerprint"].unique():
-                refuse_strangers(mark, self.profile.fingerprint)
+                refuse_mismatch(mark, self.profile.fingerprint)
             scores.append(_score_window(window, self.profile, self.direction, self.probe_direction))
             tokens += int(window["response_tokens"].sum())
             if progress is not None:

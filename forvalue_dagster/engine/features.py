@@ -66,7 +66,7 @@ def feature_parts(
         loaded: the model.
         frame: canonical rows; an empty one yields one empty part.
         options: the valuation options.
-        progress: told of each batch, with counts over the whole frame.
+        progress: callback after each batch, with counts over the whole frame.
         store: store of finished parts.
 
     Raises:

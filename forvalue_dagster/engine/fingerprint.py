@@ -46,7 +46,7 @@ def fingerprint(loaded: LoadedModel, options: ValuationOptions) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def refuse_strangers(features: str, profile: str) -> None:
+def refuse_mismatch(features: str, profile: str) -> None:
     """Raise unless features and profile were made with the same model and options.
 
     Raises:

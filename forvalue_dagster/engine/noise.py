@@ -60,7 +60,7 @@ def with_probe(
         groups: group of each row.
         profile: profile of those rows, with their features.
         options: the valuation options, those of the noise probe among them.
-        progress: told of each batch of copies.
+        progress: callback after each batch of copies.
     """
     noise = options.noise
     if noise is None or profile.features is None or len(profile.rows) < _MIN_ROWS:

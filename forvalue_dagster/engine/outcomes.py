@@ -68,7 +68,7 @@ class Outcomes:
         return self._identity.hstack(table)
 
 
-def told(
+def with_progress(
     passes: Iterable[PassedRows[T] | Unscored], progress: Progress | None
 ) -> Iterator[PassedRows[T] | Unscored]:
     """Yield the results of a pass, and report each finished batch."""

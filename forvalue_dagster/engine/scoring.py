@@ -25,9 +25,9 @@ from forvalue_dagster.engine.outcomes import (
     Progress,
     refuse_broken_outcome,
     refuse_unused_groups,
-    told,
     value_columns,
     value_records,
+    with_progress,
 )
 from forvalue_dagster.engine.transfer import Behind, Transfer
 from forvalue_dagster.models.loading import LoadedModel
@@ -56,7 +56,7 @@ def build_profile(
         loaded: the model.
         frame: canonical rows; `group` names each row's validation group, all or none.
         options: the valuation options.
-        progress: told of each batch of validation rows.
+        progress: callback after each batch of validation rows.
 
     Returns:
         The profile, and (sample_id, shard, row, group, status, reason, …) of every row.
@@ -85,7 +85,9 @@ def build_profile(
     )
     outcome = Outcomes(frame)
     prompts = []
-    for passed in told(forward_pass(loaded, frame, options, lambda passed: passed), progress):
+    for passed in with_progress(
+        forward_pass(loaded, frame, options, lambda passed: passed), progress
+    ):
         if isinstance(passed, Unscored):
             outcome.skip(passed)
             continue
@@ -121,7 +123,7 @@ def score_rows(
     head = partial(exact_head, loaded, direction, probe_direction)
     depth = _BATCHES_BEHIND if windows_ahead(options, loaded.device.type) else 0
     with Behind[None](depth) as records:
-        for passed in told(forward_pass(loaded, frame, options, head), progress):
+        for passed in with_progress(forward_pass(loaded, frame, options, head), progress):
             if isinstance(passed, Unscored):
                 outcome.skip(passed)
                 continue

@@ -76,8 +76,8 @@ class Attribution(Options):
     top: int = Field(
         default=10,
         ge=1,
-        description="For each row, this many rows that help it most, and this many that hurt it "
-        "most.",
+        description="For each row, the number of rows on the other side that help it most to name, "
+        "and as many that hurt it most.",
     )
     exact: bool = Field(
         default=False,

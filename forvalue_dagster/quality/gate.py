@@ -244,8 +244,8 @@ def _stale(
     made_from += manifest.made_from.items()
     for name in ancestry.configured_anew({(name, made.code_version) for name, made in made_from}):
         yield (
-            f"the configuration of {name} (its policy, settings or code) is another one than it "
-            "was made with"
+            f"the configuration of {name} (its policy, settings or code) has changed since it was "
+            "made"
         )
 
 

@@ -83,7 +83,9 @@ class FeatureStore:
                 try:
                     found.append(self._scan_keys([path], mark))
                 except (pl.exceptions.PolarsError, OSError) as error:
-                    _log.warning(f"{path.name} is no readable feature table ({error}); not used.")
+                    _log.warning(
+                        f"{path.name} is not a readable feature table ({error}); not used."
+                    )
             return pl.concat(found)
 
     def _scan_keys(self, paths: list[UPath], mark: str) -> pl.DataFrame:
@@ -114,4 +116,4 @@ class FeatureStore:
                     left -= set(chosen["sample_id"])
                     yield table[chosen["line"]]
         except (pa.ArrowException, OSError) as error:
-            _log.warning(f"{path.name} is no readable feature table ({error}); not used.")
+            _log.warning(f"{path.name} is not a readable feature table ({error}); not used.")

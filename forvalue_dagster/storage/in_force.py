@@ -67,7 +67,7 @@ def check_in_force(
     raise DamagedFileError(
         f"{path} is whole, but not the file of the materialisation in force: its SHA-256 is "
         f"{digest}, the event log has {recorded}. Something else wrote it, or a run died before "
-        "it was recorded, or the storage is another one. Materialise it again."
+        "it was recorded, or this is a different storage. Materialise it again."
     )
 
 

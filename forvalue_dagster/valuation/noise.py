@@ -89,7 +89,7 @@ class NoiseProbe:
         return told >= DETECTABLE if (told >= DETECTABLE).any() else np.isfinite(told)
 
     def to_arrays(self) -> dict[str, Array]:
-        """Return arrays to be stored beside `recipes` and `metric`."""
+        """Return arrays to store in addition to `recipes` and `metric`."""
         names = ("low", "high", "coefficients", "intercepts", "clean", "copies")
         return {name: getattr(self, name) for name in names}
 

@@ -35,7 +35,8 @@ Array = NDArray[np.float64]
 Question = Callable[[Array | float, Array, Array], Array]
 
 REPLICATES = 400
-# Kept rows stand for the rows of the same range of ranks: at most so many ranges, of so many rows.
+# Kept rows stand for the rows of the same range of ranks: the largest number of ranges, and the
+# rows in each.
 _RANGES, _ROWS_IN_RANGE = 10, 40
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_table_knows_nothing(
     damaged.write_bytes(damaged.read_bytes()[:-200])
     done, _ = run(loaded, frame(ROWS, "three"), tmp_path)
     assert (done.reused, done.passed) == (5, 5)
-    assert "one.parquet is no readable feature table" in caplog.text
+    assert "one.parquet is not a readable feature table" in caplog.text
 
 
 def test_two_attempts_at_once_do_not_take_each_others_parts(loaded, tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def policy_in_force(
     if selection.max_noise_probability is None or not unfit:
         return selection
     context.log.warning(
-        "max_noise_probability drops no rows: the noise probe proves nothing, which the gate's "
-        "policy lets pass."
+        "max_noise_probability drops no rows: the noise probe is not reliable, and the gate's "
+        "policy allows that."
     )
     return selection.model_copy(update={"max_noise_probability": None})
 

@@ -157,7 +157,7 @@ def _record(
     # Another run may have made the shard in between, with other rows than those checked here.
     materialization = latest_materialization(context.instance, key, shard, context.run_id)
     if materialization is None:
-        context.log.warning(f"Shard {shard!r} was made by another run meanwhile; not judged here.")
+        context.log.warning(f"Shard {shard!r} was made by another run meanwhile; not checked here.")
         return []
     objections = []
     for result in check(shard, made):

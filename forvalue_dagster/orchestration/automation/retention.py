@@ -93,8 +93,8 @@ def build_retention_job(naming: Naming) -> dg.JobDefinition:
                 )
         size = sum(orphan.bytes for orphan in found)
         context.log.info(
-            f"{'Removed' if config.remove else 'Found'} {len(found)} files or folders that nobody "
-            f"reads, {size / 1e6:,.1f} MB."
+            f"{'Removed' if config.remove else 'Found'} {len(found)} unused files or folders, "
+            f"{size / 1e6:,.1f} MB."
         )
         context.add_output_metadata(
             {

@@ -103,10 +103,10 @@ def judge_shards(
             blocked_by.append(
                 "its stored scores are not those that were checked: compute its value scores again"
             )
-        if strange := _strangers(own, raw[shard]):
+        if mismatched := _mismatched_rows(own, raw[shard]):
             blocked_by.append(
-                f"{strange} of its rows are not those that were valued: compute its value scores "
-                "again"
+                f"{mismatched} of its rows are not those that were valued: compute its value "
+                "scores again"
             )
         entries.append(ShardEntry(probe.judge(shard, own, rules), tuple(blocked_by), made_from))
     return entries
@@ -157,7 +157,7 @@ def shard_table(entries: Iterable[ShardEntry]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(records, schema)
 
 
-def _strangers(scores: pl.DataFrame, raw: pl.LazyFrame) -> int:
+def _mismatched_rows(scores: pl.DataFrame, raw: pl.LazyFrame) -> int:
     """Count rows of either table that the other does not have at the same place."""
     own = raw.select("sample_id", *PLACE).collect()
     key = ["sample_id", *PLACE]

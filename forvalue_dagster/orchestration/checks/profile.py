@@ -69,7 +69,8 @@ def build_profile_check(naming: Naming) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(
             passed=not problems,
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(problems) or f"{sum(counts.values())} rows, fit to judge by.",
+            description="; ".join(problems)
+            or f"{sum(counts.values())} rows; training rows can be valued with them.",
             metadata=metadata,
         )
 

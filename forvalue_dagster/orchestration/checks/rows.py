@@ -119,8 +119,8 @@ def check_reading(
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{'; '.join(said)}."
         if said
-        else "No unused column looks like a part of the conversation, and the form is no other one "
-        "than before.",
+        else "No unused column looks like a part of the conversation, and the form has not "
+        "changed.",
     )
 
 

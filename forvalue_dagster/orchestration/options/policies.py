@@ -48,8 +48,8 @@ class WarningPolicy(dg.ConfigurableResource["WarningPolicy"], InYaml, extra="for
         default=0.8,
         gt=0,
         le=1,
-        description="Share of common word triples above which a training row nearly equals a "
-        "validation row.",
+        description="Smallest share of common word triples at which a training row nearly equals "
+        "a validation row.",
     )
     max_harmful_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of a shard's rows with a negative value."
