@@ -51,7 +51,7 @@ class RayWorker:
         """Run the worker of a shard to its end.
 
         Raises:
-            ImportError: without dagster-ray.
+            ImportError: if dagster-ray is not installed.
             RuntimeError: if the job failed or was stopped.
             dagster.Failure: if the run was cancelled, or what the job reported did not arrive.
         """

@@ -103,7 +103,7 @@ class Tokens:
         response: [T], bool: part of a response.
         left_out: [T], bool: part of a response that training leaves out.
         image: [T], bool: stands for an image, so never a label.
-        inputs: as in `EncodedRow`.
+        inputs: further inputs of the model, as in `EncodedRow`.
     """
 
     ids: NDArray[np.int64]

@@ -12,7 +12,7 @@ class Container:
     """A kind of file, folder or object that holds rows.
 
     Attributes:
-        name: what people call it.
+        name: its usual name.
         known_by: the sign that it is recognised by.
         rows: the part of it that is a row.
     """

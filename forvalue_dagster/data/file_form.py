@@ -50,7 +50,7 @@ class FileForm:
 
         Args:
             rows: all rows; None for one that could not be parsed.
-            columns: where the conversation is kept.
+            columns: columns of the conversation.
         """
         known = [row for row in rows if row is not None]
         marks = _marks(known, columns)

@@ -63,7 +63,7 @@ class SourceRow:
         row: number in the file, from 0 (a JSON Lines file's line − 1).
         values: the row's columns; None if it could not be parsed.
         text: the row verbatim on one line, for JSON.
-        problem: why it could not be parsed, or None.
+        problem: reason why it could not be parsed, or None.
         place: name of the row's place in an error; by default its line.
     """
 

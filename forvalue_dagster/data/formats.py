@@ -27,7 +27,7 @@ class FileFormat:
     """A kind of file that holds rows.
 
     Attributes:
-        name: what people call it.
+        name: its usual name.
         suffixes: suffixes of its files, in lower case; files may have them in any case.
         rows: the part of the file that is a row.
         read: function that returns its rows, as a table or one by one.

@@ -78,7 +78,7 @@ def read_rows(
     Args:
         rows: a data file or a folder of them; a frame of polars, pandas or Arrow; a
             `datasets.Dataset`; or a list of dicts.
-        columns: where the conversation is kept; detected by default.
+        columns: columns of the conversation; detected by default.
         shard: the shard's name; by default the name of each file without suffix, or "rows".
         on_bad_row: "raise" at the first unreadable row; "skip" to keep it with its `problem` and
             no messages, so that it is skipped later, with this reason.
@@ -205,10 +205,10 @@ class _Reader:
     """How the rows of one file, frame or list are read.
 
     Attributes:
-        columns: where the conversation is kept.
+        columns: columns of the conversation.
         shard: name of the shard.
         origin: name of the file in an error.
-        on_bad_row: as in `read_rows`.
+        on_bad_row: the same option as in `read_rows`.
         images: folder of images that are named by path.
     """
 

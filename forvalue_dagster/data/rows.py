@@ -67,7 +67,7 @@ def canonical_row(
 
     Args:
         source: the row.
-        columns: where its conversation is kept.
+        columns: columns of the conversation.
         folder: folder of images that are named by path.
         form: form of the row's file; by default it is found from the row alone.
 

@@ -126,7 +126,7 @@ def refine_attribution(
     """Compute the pairs of candidates exactly and rank them again, for each validation row.
 
     Args:
-        attributed: from `attribute(per="validation")`, with more candidates than are wanted.
+        attributed: result of `attribute(per="validation")`, with more candidates than are wanted.
         exact: maps places (shard, row, sample_id) to exact pairs [n, M].
         validation: shard, row and sample_id of the M validation rows.
         top: number of pairs to keep for each row and effect.

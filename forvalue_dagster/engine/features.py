@@ -191,7 +191,7 @@ def feature_head(loaded: LoadedModel, options: ValuationOptions, passed: Passed)
 
     Args:
         loaded: the model.
-        options: what is kept of each token.
+        options: the valuation options, with the precision of features.
         passed: the batch.
 
     Returns:

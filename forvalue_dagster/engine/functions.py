@@ -50,7 +50,7 @@ def value_dataset(
         damping: damping of the preconditioner, relative to the mean eigenvalue.
         centre: subtract the validation tokens' mean hidden state first.
         batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
-        columns: where the conversations are kept; detected by default.
+        columns: columns of the conversations; detected by default.
         noise: options of the noise probe, which is fitted on damaged copies of the validation
             rows; None fits none, and `noise_probability` is null.
 
@@ -120,7 +120,7 @@ def sample_features(
         tokens: keep the "response" or "all" tokens.
         features: options for what is kept of each token.
         batch_tokens: tokens in a batch, padding included; "auto" follows the device's memory.
-        columns: where the conversations are kept; detected by default.
+        columns: columns of the conversations; detected by default.
 
     Returns:
         One row for each input row, in order: forward statistics, token features, status and

@@ -100,7 +100,7 @@ def memory_limit(gigabytes: float | None, device: torch.device) -> Iterator[None
     Args:
         gigabytes: 10⁹ bytes; of the process's private memory on the CPU (Linux), of torch's on a
             GPU. None sets no limit.
-        device: where the model runs.
+        device: device of the model.
     """
     if gigabytes is None:
         yield

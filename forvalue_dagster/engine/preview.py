@@ -37,7 +37,7 @@ class RowPreview:
         row: its number in the shard.
         pieces: the rendered text in runs of tokens, and whether they are scored; empty for a row
             that is skipped.
-        skipped: why it is skipped; None if it is not.
+        skipped: reason why it is skipped, or None.
         tokens: number of its tokens.
         scored: number of those that are scored.
         truncated: whether it is cut to the model's window.
@@ -129,7 +129,7 @@ def preview(
         data: a data file or a folder of them, a frame, or a list of dicts.
         model: hub id, local directory, "embedded", a `ModelConfig`, or a loaded model.
         tokens: mark the "response" or "all" tokens as scored.
-        columns: where the conversations are kept; detected by default.
+        columns: columns of the conversations; detected by default.
         rows: number of rows to show of each shard, and of rows that cannot be read.
 
     Returns:

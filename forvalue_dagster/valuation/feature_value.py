@@ -30,7 +30,7 @@ def feature_values(features: TokenFeatures, direction: ValueDirection) -> RowVal
 
     Args:
         features: token features of R rows.
-        direction: from `ValidationProfile.direction`, on the same device.
+        direction: result of `ValidationProfile.direction`, on the same device.
     """
     inner, squared_norms = [], []
     for rows, chunk in features.chunks(CHUNK_POSITIONS):

@@ -36,7 +36,7 @@ class TokenFeatures:
     Attributes:
         hidden: h_t / scale [P, D]: int8 (0 at outliers), float16 or float32.
         scale: [P], float32.
-        outlier_dims: where the largest entries of h_t lie [P, 4], int16; [P, 0] unless int8.
+        outlier_dims: dimensions of the largest entries of h_t [P, 4], int16; [P, 0] unless int8.
         outliers: those entries, float32.
         ids: tokens of the kept errors [P, k], int32, distinct in each position.
         errors: e_t at those tokens [P, k], float16 or float32.

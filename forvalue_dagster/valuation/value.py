@@ -87,7 +87,7 @@ def exact_values(
     Args:
         unembedding: the model's unembedding.
         positions: the rows' response positions.
-        direction: from `ValidationProfile.direction`, on the same device and dtype.
+        direction: result of `ValidationProfile.direction`, on the same device and dtype.
     """
     way = _by_gradients
     if unembedding.sweep.wide or len(direction.groups) == 1:

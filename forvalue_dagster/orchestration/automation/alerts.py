@@ -31,7 +31,7 @@ class _Memory:
         checks: check → id of its last execution that was seen.
         told: subject → its last alert; the same alert is sent again only if all was well between.
         override: event log id of the last override that was seen.
-        stale_since: when the dataset was first seen stale.
+        stale_since: time when the dataset was first seen stale.
     """
 
     checks: dict[str, int] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def look(
         instance: the Dagster instance.
         naming: the graph's names.
         checks: the graph's checks.
-        memory: what the last look remembered.
+        memory: memory of the last look; it is updated.
         stale_minutes: minutes that a dataset may be stale before an alert is sent.
     """
     for key in checks:

@@ -95,7 +95,7 @@ def render_report(report: Mapping[str, Any], decided: pl.DataFrame) -> str:
 
     Args:
         report: result of `build_report`.
-        decided: as in `build_report`.
+        decided: the same table as in `build_report`.
     """
     from jinja2 import Environment, StrictUndefined
 
