@@ -17,6 +17,7 @@ from benchmarks.report_operations import (
     many_shards,
     step_overhead,
 )
+from benchmarks.report_summary import summary
 from benchmarks.report_vision import vision_passes, vision_tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -404,7 +405,7 @@ Rendered from `benchmarks/results/` by `python -m benchmarks.report`; `make benc
 Model: SmolLM2-135M-Instruct, float32. Machine: {environment}. The data (GSM8K, the DataInf task) do not
 come with the project.
 """
-    PAGE.write_text("\n".join([intro, *sections]), "utf-8")
+    PAGE.write_text("\n".join([intro, summary(), *sections]), "utf-8")
     print(f"written to {PAGE}")
 
 

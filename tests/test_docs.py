@@ -102,9 +102,8 @@ def test_the_first_five_minutes(tmp_path: Path) -> None:
     assert re.sub(r" +#.*", "", shown).split() == written.split()
 
 
-def test_the_component_of_the_readme_loads() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+def test_the_component_of_the_first_five_minutes_loads() -> None:
+    (shown,) = blocks("start.md", "yaml")
     document = yaml.safe_load(shown)
     assert document["type"] == "forvalue_dagster.ForValueComponent"
     fv.ForValueComponent.resolve_from_yaml(yaml.safe_dump(document["attributes"]))
