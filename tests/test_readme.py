@@ -169,16 +169,14 @@ dg.Definitions.validate_loadable(defs)
 
 
 @pytest.mark.parametrize(
-    ("page", "count"),
+    "page",
     [
-        pytest.param("valuation", 8, marks=pytest.mark.model),
-        pytest.param("gate", 4, marks=pytest.mark.model),
-        ("vision", 1),
+        pytest.param("valuation", marks=pytest.mark.model),
+        pytest.param("gate", marks=pytest.mark.model),
+        "vision",
     ],
 )
-def test_the_snippets_of_a_page_run_one_after_another(
-    page: str, count: int, tmp_path: Path
-) -> None:
+def test_the_snippets_of_a_page_run_one_after_another(page: str, tmp_path: Path) -> None:
     shown = snippets(text(page))
-    assert len(shown) == count
+    assert shown
     run("\n".join(shown), tmp_path)
