@@ -22,8 +22,8 @@ automation ask for, at most 100 shards each, in one process for each part; "all"
 
 {table(("stage", "time", "peak memory"), stages)}
 
-{runs} runs after the new profile; a run in a process of its own starts in
-{measured["process_start_seconds"]} s besides. The event of one shard's scores has
+{runs} runs after the new profile. To start a run in a separate process takes another
+{measured["process_start_seconds"]} s. The event of one shard's scores has
 {measured["revalue"]["event_bytes"] / 1000:.1f} kB.
 """
 
