@@ -120,6 +120,20 @@ def test_snippets_run(page: str, tmp_path: Path) -> None:
     )
 
 
+def test_the_checks_that_block_are_drawn_and_all_are_explained(tmp_path: Path) -> None:
+    definitions = fv.valuation_definitions(
+        training_rows=fv.RowSource(path=str(tmp_path)),
+        validation_rows=fv.RowSource(path=str(tmp_path / "validation.jsonl")),
+        storage=fv.Storage(base_dir=str(tmp_path / "store")),
+    )
+    graph = definitions.resolve_asset_graph()
+    checks = {key.name: graph.get(key).blocking for key in graph.asset_check_keys}
+    drawn = set(re.findall(r"✔ (\w+)", (DOCS / "index.md").read_text("utf-8")))
+    assert drawn == {name for name, blocking in checks.items() if blocking}
+    page = (DOCS / "gate.md").read_text("utf-8")
+    assert [name for name in checks if f"`{name}`" not in page] == []
+
+
 @pytest.mark.model
 def test_what_the_first_five_minutes_promise(tmp_path: Path) -> None:
     """The scaffolded rows pass the gate; with half of the answers damaged they do not."""
