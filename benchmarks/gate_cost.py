@@ -27,9 +27,9 @@ from benchmarks.harness import argument_parser, need, save
 from benchmarks.revaluation import BYTES_OF, TOKENS, WINDOW, copies
 from forvalue_dagster.engine.feature_scoring import FeatureScoring
 from forvalue_dagster.engine.features import feature_parts
-from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.engine.scoring import build_profile
 from forvalue_dagster.models.loading import load_model
+from forvalue_dagster.options.valuation import ValuationOptions
 from forvalue_dagster.quality.event_log import latest_storage_ids
 from forvalue_dagster.quality.manifest import MANIFEST, Manifest, ShardEntry
 from forvalue_dagster.quality.standing import check_evaluation, latest_materialization

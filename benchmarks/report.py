@@ -17,6 +17,7 @@ from benchmarks.report_operations import (
     many_shards,
     step_overhead,
 )
+from benchmarks.report_summary import summary
 from benchmarks.report_vision import vision_passes, vision_tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -34,15 +35,15 @@ def forward_passes() -> str:
     return f"""## The passes
 
 `python -m benchmarks.forward_passes`: {measured["rows"]} GSM8K rows ({measured["tokens"]:,} tokens,
-{measured["response_tokens"]:,} of them in responses), the same batches for every pass, taking turns;
-medians of {len(measured["seconds"]["plain"])}. "plain" is `model(...).logits`; "response head" runs the
-head on response positions alone; "features" makes all statistics and token features; "exact" the value,
-alignment and all statistics.
+{measured["response_tokens"]:,} of them in responses), the same batches for every pass, in turns;
+medians of {len(measured["seconds"]["plain"])} repeats. "plain" is `model(...).logits`. "response head" runs the
+head on response positions only. "features" computes all statistics and token features. "exact" computes the value,
+the alignment and all statistics.
 
 {table(("pass", "median", "/ plain"), rows)}
 
 Peak resident memory in MB, each in its own process (`--memory`): {peaks}. The feature pass of a tiny
-model, so that only what grows would show (`python -m benchmarks.feature_memory`):
+model, where any growth would be visible (`python -m benchmarks.feature_memory`):
 {growth["500 rows"]["peak_megabytes"]} MB at 500 rows, {growth["5000 rows"]["peak_megabytes"]} MB at 5,000.
 """
 
@@ -83,7 +84,7 @@ GSM8K (300 rows, 40 % damaged, response tokens) and the DataInf task (900 rows, 
 
 {table(header, rows)}
 
-Refining (`Refine()` as it comes) at 10 % kept, on three random halves of each data set:
+Refining (`Refine()` with its defaults) with 10 % kept, on three random halves of each data set:
 
 {
         table(
@@ -108,8 +109,8 @@ def revaluation() -> str:
     ]
     return f"""## Valuing stored rows again
 
-`python -m benchmarks.revaluation`: rows of {measured["tokens a row"]} response tokens, each run in its own
-process, preconditioned, with alignment. One group over 100,000 rows is
+`python -m benchmarks.revaluation`: rows of {measured["tokens a row"]} response tokens, preconditioned, with
+alignment; each run has its own process. One group over 100,000 rows is
 **{measured["times faster, 1 group"]:.0f} times** faster than the feature pass over the same response tokens
 (extrapolated from 200 rows, prompts included). The table takes {measured["stored bytes a token"]} bytes
 a token on disk.
@@ -127,7 +128,7 @@ def layout() -> str:
     return f"""## Layout of the feature table
 
 `python -m benchmarks.feature_layout`: {measured["rows"]:,} rows of {measured["tokens a row"]} tokens, written
-and then read window by window, the second time.
+and then read window by window; the second reading is timed.
 
 {table(("layout", "write", "full scan", "bytes a token"), rows)}
 """
@@ -211,14 +212,14 @@ On 48 × 8 rows: {padding}. The published vocabulary cut moves values by up to
     listing = "\n".join(tables)
     return f"""## Beside other methods
 
-`python -m benchmarks.peer_methods`: the DataInf task, the same batches for everybody; seconds cover both
-sides' passes and the values. LoRA gradients (rank 8, query and value projections) come from one batched
-backward pass with per-sample gradients taken by hooks, the head at scored positions only. "As published"
-is Algorithm 1 of the paper: it makes the logits of every position and cuts the vocabulary to the tokens of
-the batch and of the validation rows, prompts included; ours makes one more product over the vocabulary, at scored positions only, and is exact. Where
-every token is scored, that product is its price. DataInf and the Hessian-free score use a LoRA at its start
-(B = 0), where the papers finetune first. Peak memory is that of the one process that runs all methods, so
-what the allocator keeps of one counts for the next.
+`python -m benchmarks.peer_methods`: the DataInf task, the same batches for every method. The seconds cover the
+passes over training and validation rows, and the values. LoRA gradients (rank 8, query and value projections) come
+from one batched backward pass; hooks take the gradients of each sample, and the head runs at scored positions only.
+"As published" is Algorithm 1 of the paper: it computes the logits of every position and cuts the vocabulary to the
+tokens of the batch and of the validation rows, prompts included. This plugin computes one more product over the
+vocabulary, at scored positions only, and is exact. If every token is scored, that product is the cost of being exact.
+DataInf and the Hessian-free score use an untrained LoRA (B = 0), while the papers finetune it first. One process runs
+all methods, so memory that the allocator keeps from one method counts in the peak of the next.
 
 {listing}"""
 
@@ -311,20 +312,21 @@ again, so it is not built in.
     )
     return f"""## The noise gate
 
-`python -m benchmarks.noise_gate`, over the tables that `python -m benchmarks.noise_pool` makes: GSM8K,
+`python -m benchmarks.noise_gate`, with the tables of `python -m benchmarks.noise_pool`: GSM8K,
 150 validation rows (of 250), shards of 400 rows (of 500 clean ones and 1,000 damaged by four recipes).
-The probe is fitted on all eight recipes, four copies a row, or without the one that is named. ROC-AUC of
-clean against damaged rows; clean share of the most trusted tenth at 40 % noise; shards blocked at a limit
-of 15 %: clean ones (false), and with 35 % noise (missed), with the upper end of the 95 % interval.
+The probe is fitted on all eight recipes with four copies a row, or without the recipe in the first column. The table
+shows: ROC-AUC of clean against damaged rows; the share of clean rows in the most trusted tenth at 40 % noise; wrong
+verdicts at a limit of 15 %, which are clean shards that are blocked (false) and shards with 35 % noise that are not
+blocked (missed), with the upper end of the 95 % interval.
 
 {table(("fitted", "AUC, mix", *tested, "top 10 % clean", "false blocks", "missed blocks"), told)}
 
-The estimated noise fraction at each true one: mean absolute error (bias); share of trials whose 95 %
-interval covers; mean width of the interval.
+The estimated noise fraction for each true one: mean absolute error (bias); share of trials in which the 95 %
+interval contains the truth; mean width of the interval.
 
 {table(("fitted", "trials a level", *levels), fractions)}
 
-Shift of the prompts, 40 draws each: ROC-AUC, and the share that is called shifted at the default limit.
+Shift of the prompts, 40 draws each: ROC-AUC, and the share of draws recognised as shifted at the default limit.
 
 {table(("shards", "mean AUC", "called shifted"), shifts)}
 {second}"""
@@ -404,7 +406,7 @@ Rendered from `benchmarks/results/` by `python -m benchmarks.report`; `make benc
 Model: SmolLM2-135M-Instruct, float32. Machine: {environment}. The data (GSM8K, the DataInf task) do not
 come with the project.
 """
-    PAGE.write_text("\n".join([intro, *sections]), "utf-8")
+    PAGE.write_text("\n".join([intro, summary(), *sections]), "utf-8")
     print(f"written to {PAGE}")
 
 

@@ -20,7 +20,7 @@ def large_vocabularies() -> str:
     return f"""## Large vocabularies, on a CPU
 
 `python -m benchmarks.large_vocabularies`: 24 rows of GSM8K's lengths, two thirds of the tokens in responses;
-random weights in the shapes of models of today, float32; the same batches in turns. Ratios to a plain pass
+random weights in the shapes of current models, float32; the same batches in turns. Ratios to a plain pass
 depend on the shape of the head:
 
 {table(("shape", "vocabulary", "width", "features / plain", "exact / plain"), rows)}
@@ -67,31 +67,36 @@ def accelerator() -> str:
 
 `python -m benchmarks.accelerator` on one {measured["card"]}: random weights in real shapes, bfloat16, rows of
 GSM8K's lengths, batches of 16,384 tokens, all passes on the same batches in turns. A large bfloat16 product ran
-at {peak} TFLOP/s on that card; TFLOP/s below count the tokens that are no padding. "Kernels of features" are
-those beyond the plain pass.
+at {peak} TFLOP/s on that card. TFLOP/s in the table do not count padding. "Kernels of features" are
+the kernels beyond those of the plain pass.
 
 {table(header, passes)}
 
-A whole feature pass over 2,000 rows, encoding and Parquet included, while a profiler looked on: its time and the
-time that the device was busy. Then the time a token of gradients of a LoRA and their influence, each at its
-fastest batch size, against the exact pass:
+The next table shows a whole feature pass over 2,000 rows, with encoding and Parquet, under a profiler: its time, and
+the time that the GPU was busy. The last two columns compare the gradients of a LoRA and their influence with the exact
+pass, by time a token, each at its fastest batch size:
 
 {table(("shape", "run, device busy", "idle", "Hessian-free / exact", "DataInf / exact"), others)}
 
-Without the profiler the run of {unwatched} took {run["seconds"]:.1f} s, for {busy:.1f} s of the device: what is
-left is the first window's encoding, the last part's Parquet and the wait for each batch's attention mask. Three goals were
-missed: an exact pass of at most 1.20 × plain below 8B (every product with the direction is three of half
-precision, and small models have large heads), an idle share of at most 10 %, and gradients of a LoRA being three
-times as slow: at their start they take one forward pass and one backward pass without gradients of weights,
-so about twice.
+Without the profiler, the run of {unwatched} took {run["seconds"]:.1f} s, and the GPU was busy for {busy:.1f} s of
+them. The rest is the encoding of the first window, the Parquet of the last part, and the wait for the attention mask
+of each batch.
+
+Three goals were missed:
+
+- An exact pass of at most 1.20 × plain, below 8B. Every product with the direction is three products of half
+  precision, and small models have large heads.
+- An idle share of at most 10 %.
+- LoRA gradients that are three times as slow. An untrained LoRA takes one forward pass and one backward pass without
+  gradients of weights, which is about twice the time.
 """
 
 
 def slow_device() -> str:
     measured = result("slow_device")
-    return f"""## What hides behind a device
+    return f"""## Work that hides behind the GPU
 
 `python -m benchmarks.slow_device`: a model that sleeps 20 ms for each batch of 16 rows stands for a GPU;
-{measured["batches"]} batches, encoding, records and Parquet included: **{measured["time / (batches × 20 ms)"]:.2f}
-×** the device's own time.
+{measured["batches"]} batches, with encoding, records and Parquet: **{measured["time / (batches × 20 ms)"]:.2f}
+×** the time of the device alone.
 """

@@ -17,13 +17,13 @@ def many_shards() -> str:
     return f"""## Many shards
 
 `python -m benchmarks.many_shards`: {measured["shards"]:,} shards of {measured["rows"]} rows, drawn from 400
-short ones, so that features are soon there; then another validation set. All runs that the sensors and
-automation ask for, at most 100 shards each, in one process a part; "all" is everything after the profile.
+short ones, so that features are computed quickly; then another validation set. All runs that the sensors and
+automation ask for, at most 100 shards each, in one process for each part; "all" is everything after the profile.
 
 {table(("stage", "time", "peak memory"), stages)}
 
-{runs} runs after the new profile; a run in a process of its own starts in
-{measured["process_start_seconds"]} s besides. The event of one shard's scores has
+{runs} runs after the new profile. To start a run in a separate process takes another
+{measured["process_start_seconds"]} s. The event of one shard's scores has
 {measured["revalue"]["event_bytes"] / 1000:.1f} kB.
 """
 
@@ -36,11 +36,13 @@ def gate_cost() -> str:
     return f"""## What the gate costs
 
 `python -m benchmarks.gate_cost`: `require_certified` in front of a dataset of {measured["shards"]:,} shards takes
-**{min(spent):.2f} to {max(spent):.2f} s** ({len(spent)} calls, on a machine with other work). Seals: a re-valuation of
-{seals["rows"]:,} rows ({seals["megabytes"]:,} MB of features) takes {seals["re-valuation, seconds"]:.1f} s, of which
-the digests of all that is read and written take {seals["seals, seconds"]:.2f} s, **{seals["share"]:.1%}** with one thread; more threads make the
-re-valuation faster, and not the digests. A look at a
-folder of shards:
+**{min(spent):.2f} to {max(spent):.2f} s** ({len(spent)} calls, on a machine with other work).
+
+Digests: a re-valuation of {seals["rows"]:,} rows ({seals["megabytes"]:,} MB of features) takes
+{seals["re-valuation, seconds"]:.1f} s. The digests of everything that is read and written take {seals["seals, seconds"]:.2f} s of them,
+**{seals["share"]:.1%}** with one thread. More threads make the re-valuation faster, but not the digests.
+
+Listing a folder of shards:
 
 {table(("files", "listing"), rows)}
 """
@@ -56,7 +58,7 @@ def step_overhead() -> str:
     return f"""## A step against the plain function
 
 `python -m benchmarks.step_overhead`: the feature step of a shard of {measured["rows"]} rows of the DataInf
-task ({measured["response_tokens"]:,} response tokens) against `sample_features` on the same rows, taking
+task ({measured["response_tokens"]:,} response tokens) against `sample_features` on the same rows, in
 turns: **{measured["step / function"]:.3f} ×** (median of {count}). Then {measured["rows appended"]} rows are
 appended: {measured["rows passed of those"]} pass through the model.
 
@@ -83,9 +85,9 @@ def feature_store() -> str:
     return f"""## Where the feature table lies
 
 `python -m benchmarks.feature_store`: {measured["shards"]} shards of {measured["rows a shard"]} rows of
-{measured["tokens a row"]} tokens, medians of {measured["repeats"]}, one core, warm page cache, on a machine
-with other work: differences below half are none. Parquet's files are flushed to the disk, the others leave
-that to the system; "resumable" keeps parts of {measured["rows a part"]} rows through a crash.
+{measured["tokens a row"]} tokens, medians of {measured["repeats"]} repeats, one core, warm page cache, on a machine
+with other work: ignore differences below half. Parquet files are flushed to the disk; the other formats leave
+that to the system. "resumable" keeps parts of {measured["rows a part"]} rows through a crash.
 [The decision](architecture.md#where-the-feature-table-lies).
 
 {table(("", *stores), rows)}
@@ -111,9 +113,9 @@ def adoption() -> str:
 `python -m benchmarks.adoption`. Loading this project's definitions takes
 **{measured["seconds beyond dagster"]:.2f} s** beyond importing Dagster ({dagster:.2f} s);
 {integrations - dagster:.2f} s of it are the imports of dagster-aws and dagster-polars. `dagster dev` lists the
-project's assets {ui["this project"]} s after its start, and those of a project with one asset after
-{ui["one asset"]} s. Without extras {measured["installed_megabytes"]:,} MB are installed, of which
-{measured["of that not already there"]} MB are not there with torch, transformers, Dagster and polars.
+project's assets {ui["this project"]} s after its start; for a project with one asset it takes
+{ui["one asset"]} s. Without extras, {measured["installed_megabytes"]:,} MB are installed;
+{measured["of that not already there"]} MB of them are new if torch, transformers, Dagster and polars are already there.
 
 Stored for a million rows like GSM8K's ({tokens:.0f} response tokens each):
 

@@ -28,13 +28,13 @@ Model: the digit reader (`assets/digit_reader`), LLaVA over SmolLM2-135M-Instruc
 images that it was not trained on: {_accuracy()}.
 
 `python -m benchmarks.vision_passes`: {measured["rows"]} rows ({measured["tokens"]:,} tokens,
-{measured["response_tokens"]:,} of them in responses), the same batches for every pass, taking turns.
+{measured["response_tokens"]:,} of them in responses), the same batches for every pass, in turns.
 
 {table(("pass", "median", "/ plain"), rows)}
 
-{photographs["count"]} photographs of 1,600 × 1,200 pixels: preparing them ahead, in two threads beside the
-model on the same two cores, takes {photographs["ahead / when needed"]:.2f} × of the time of preparing each
-when it is needed.
+{photographs["count"]} photographs of 1,600 × 1,200 pixels: if two threads prepare them ahead, on the same two cores as
+the model, a pass takes {photographs["ahead / when needed"]:.2f} × the time of a pass that prepares each image when it is
+needed.
 """
 
 
@@ -53,13 +53,13 @@ def vision_tasks() -> str:
     return f"""### What is found among them
 
 `python -m benchmarks.vision_tasks`: {train} training rows and {trusted} validation rows about images that
-the model was not trained on. AUC / recall. Wrong labels ({measured["seeds"]} seed(s)); "per class": the mean
-over classes of rows whose image, or whose label, is of the class, valued by the validation rows of it:
+the model was not trained on. AUC / recall. Wrong labels ({measured["seeds"]} seed(s)). "Per class" is the mean
+over classes: the rows whose image, or whose label, is of the class are valued by the validation rows of that class.
 
 {_lines(flipped)}
 
-Which training rows share a validation row's digit or style (mean over validation rows). "Asked for parity":
-the answers, even and odd, do not name the digit, so that only the image can tell.
+Which training rows have the same digit or style as a validation row (mean over validation rows). "Asked for parity"
+means that the answers are even and odd: they do not name the digit, so only the image shows it.
 
 {_lines(identified)}
 

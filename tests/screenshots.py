@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
 
 from tests.serving import serving
 
@@ -36,6 +36,8 @@ PAGES: dict[str, tuple[str, str]] = {
 # The nodes of the graph show their kinds only where there is room for all; other pages end early.
 SIZES = {"lineage": (2300, 1100), "dataset": (1500, 600), "automation": (1500, 480)}
 SIZE = (1500, 900)
+# The part of the report page that the README shows: as wide as a README, so that it can be read.
+SHARDS: FloatRect = {"x": 0, "y": 20, "width": 1000, "height": 515}
 
 
 def chromium() -> str | None:
@@ -100,6 +102,7 @@ def main() -> None:
         page.goto(f"file://{report}")
         page.set_viewport_size({"width": 1000, "height": 1100})
         page.screenshot(path=arguments.images / "report.png")
+        page.screenshot(path=arguments.images / "shards.png", clip=SHARDS)
 
 
 if __name__ == "__main__":
