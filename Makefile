@@ -22,7 +22,7 @@ demo-vlm: $(INSTALLED)
 
 # First signal in a minute, then everything but the tests marked slow or long.
 test: lint types quick
-	$(BIN)/pytest -m "(model or browser) and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "(model or browser) and not slow" -n auto --dist worksteal
 
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(MARKS))" -n auto --dist worksteal
