@@ -117,10 +117,10 @@ def gsm8k_like(count: int) -> pl.DataFrame:
 
 @pytest.mark.slow
 def test_the_host_hides_behind_a_slow_device() -> None:
-    """A model that takes 20 ms a batch without the CPU stands for a GPU."""
+    """A model that sleeps 20 ms a batch stands for a GPU, which would compute the head, too."""
     found = measure()
     assert found["batches"] in range(95, 106)
-    assert found["time / (batches × 20 ms)"] <= 1.15, found
+    assert found["without the head"] <= 1.2, found
 
 
 def test_an_error_in_any_thread_ends_the_pass(tmp_path: Path) -> None:
