@@ -66,6 +66,7 @@ def test_verdicts_are_right_for_other_seeds(seed: int, tmp_path: Path) -> None:
     assert {shard: verdict.passed for shard, verdict in verdicts.items()} == EXPECTED_TO_PASS
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_demo_on_images_blocks_the_shard_with_wrong_labels(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -26,6 +26,7 @@ def test_evaluation_images_trained_nothing() -> None:
     assert len(digits("training")) + len(digits("evaluation")) == 1797
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_it_reads_digits_that_it_never_saw() -> None:
     folder = digit_reader_directory()
