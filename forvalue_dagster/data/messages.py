@@ -299,15 +299,16 @@ def _is_bare_text(part: Any) -> bool:
 
 
 def _part_text(part: Mapping[str, Any], where: str) -> str:
-    names = ("text", "value", "content", *_REASONING_PARTS)
-    text = next((part[name] for name in names if part.get(name) is not None), None)
+    names = ("text", "value", "content")
+    filled = (part.get(name) for name in (*names, *_REASONING_PARTS))
+    text = next((value for value in filled if value is not None), None)
     if isinstance(text, list) and text and all(isinstance(inner, Mapping) for inner in text):
         return "".join(_part_text(inner, where) for inner in text)  # Mistral's thinking
     if text is None:
         keys = _shown(str(key) for key, value in part.items() if value is not None)
         raise RowError(
             f"{where} has a part without text; its keys are {keys}, expected one of "
-            f"{', '.join(names[:3])}",
+            f"{', '.join(names)}",
             "absent text",
         )
     if not isinstance(text, str):

@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 # (noise of a set, share of the set's rows in each cell, mass of clean rows in each cell) → noise of
 # the rows to estimate; arrays have one entry for each replicate.
-Question = Callable[[Array | float, Array, Array], Array]
+NoiseOf = Callable[[Array | float, Array, Array], Array]
 
 REPLICATES = 400
 # Kept rows stand for the rows of the same range of ranks: the largest number of ranges, and the
@@ -94,12 +94,12 @@ def noise_fraction(
 
     def estimated(rows: NDArray[np.bool_]) -> tuple[float, float, float]:
         cells = reference.cells_of(log_odds[rows])
-        question: Question = _whole_set
-        asked = len(cells)
+        noise_of: NoiseOf = _noise_of_all
+        count = len(cells)
         if kept is not None and kept[rows].any():
-            question, asked = _kept_rows(reference, cells, kept[rows]), kept[rows].sum()
+            noise_of, count = _noise_of_kept(reference, cells, kept[rows]), kept[rows].sum()
         rng = np.random.default_rng(seed)
-        return _estimate(reference, cells, question, asked, rng, replicates)
+        return _estimate(reference, cells, noise_of, count, rng, replicates)
 
     strange = reference.unexplained(log_odds)
     share = float(weights[strange].sum() / weights.sum())
@@ -124,8 +124,8 @@ def rows_needed(limit: float) -> float:
 def _estimate(
     reference: NoiseReference,
     cells: NDArray[np.int64],
-    question: Question,
-    asked: float,
+    noise_of: NoiseOf,
+    count: float,
     rng: np.random.Generator,
     replicates: int,
 ) -> tuple[float, float, float]:
@@ -134,8 +134,8 @@ def _estimate(
     Args:
         reference: clean rows and damaged copies.
         cells: cell of each row of the set.
-        question: function that returns the noise of the rows to estimate.
-        asked: number of those rows.
+        noise_of: function that returns the noise of the rows to estimate.
+        count: number of those rows.
         rng: random generator of the bootstrap.
         replicates: number of bootstrap replicates.
     """
@@ -146,26 +146,26 @@ def _estimate(
     bound = float(reference.bound(shares, even))
     known = (float(reference.adjusted_count(shares, even, reference.damaged)) - off) / (1 - off)
 
-    estimate = float(question(max(known, bound - 1.96 * bound_off, 0), shares, even))
+    estimate = float(noise_of(max(known, bound - 1.96 * bound_off, 0), shares, even))
     clean = reference.resampled_clean(rng, replicates)
     drawn = rng.multinomial(rows, shares, replicates) / rows
     damaged = reference.resampled_damage(rng, replicates)
     resampled = (reference.adjusted_count(drawn, clean, damaged) - off) / (1 - off)
-    lower, upper = np.quantile(question(resampled, drawn, clean), [0.025, 0.975])
+    lower, upper = np.quantile(noise_of(resampled, drawn, clean), [0.025, 0.975])
     if known <= 0.645 * off / (1 - off) or lower * rows < 0.5:
         lower = 0.0  # one clean set in twenty counts as much (1.645 deviations); or half a row
-    upper = max(upper, float(question(max(bound, known), shares, even)))
+    upper = max(upper, float(noise_of(max(bound, known), shares, even)))
     # Even if no row looks damaged, or none looks clean, about 3 in n may be (rule of three).
-    lower, upper = min(lower, 1 - 3 / asked), max(upper, 3 / asked)
+    lower, upper = min(lower, 1 - 3 / count), max(upper, 3 / count)
     estimate, lower, upper = (float(np.clip(value, 0, 1)) for value in (estimate, lower, upper))
     return estimate, min(lower, estimate), max(upper, estimate)
 
 
-def _whole_set(noise: Array | float, shares: Array, clean: Array) -> Array:
+def _noise_of_all(noise: Array | float, shares: Array, clean: Array) -> Array:
     return np.minimum(noise, 1)
 
 
-def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array) -> Question:
+def _noise_of_kept(reference: NoiseReference, cells: NDArray[np.int64], kept: Array) -> NoiseOf:
     """Return the function that computes the noise of the kept rows.
 
     Args:
@@ -181,7 +181,7 @@ def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array)
     # The largest it can be: every noisy row of the set kept, as often as any row is.
     most = len(cells) * kept.max() / kept.sum()
 
-    def question(noise: Array | float, shares: Array, clean: Array) -> Array:
+    def noise_of(noise: Array | float, shares: Array, clean: Array) -> Array:
         thick, expected = (
             np.add.reduceat(side[..., : last + 1], first, axis=-1) for side in (shares, clean)
         )
@@ -191,4 +191,4 @@ def _kept_rows(reference: NoiseReference, cells: NDArray[np.int64], kept: Array)
         # That excess is not noise: kept rows hold no more noise than the set.
         return np.asarray(np.minimum(1 - (1 - noise) * density, noise * most))
 
-    return question
+    return noise_of
